@@ -1,7 +1,29 @@
 //! The tile IR of zellige.
 //!
+//! A kernel is a [`Func`]: structured regions of [`OpKind`] ops over SSA scalars ([`Value`]) and mutable
+//! tiles ([`Buffer`]). The meaning of each op is in the op table ([`op`]); the interpreter is the reference
+//! for every backend.
+//!
 //! Depends on no other crate of the project and knows no backend.
 
 mod dtype;
+pub mod entity;
+pub mod func;
+pub mod numerics;
+pub mod op;
+pub mod span;
+pub mod window;
 
 pub use dtype::DType;
+pub use entity::{Arena, EntityId};
+pub use func::{
+    Access, BlockOrder, Buffer, BufferData, Dim, DimData, Extent, Func, Op, OpData, Param, Region, RegionData, Scope,
+    Strides, Value, ValueData, ValueDef,
+};
+pub use numerics::Const;
+pub use op::{
+    AtomicOp, BinaryOp, CmpOp, Def, Effect, GemmPrecision, Indices, LayoutHint, LoopKind, OpInfo, OpKind, ReduceOp,
+    ScanOp, ShuffleOp, UnaryOp, Visit, WarpRole,
+};
+pub use span::Span;
+pub use window::{Window, WindowAxis};
