@@ -6,6 +6,7 @@
 //!
 //! Depends on no other crate of the project and knows no backend.
 
+pub mod builder;
 mod dtype;
 pub mod entity;
 pub mod func;
@@ -14,6 +15,7 @@ pub mod op;
 pub mod span;
 pub mod window;
 
+pub use builder::FuncBuilder;
 pub use dtype::DType;
 pub use entity::{Arena, EntityId};
 pub use func::{

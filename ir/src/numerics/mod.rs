@@ -1,6 +1,10 @@
 //! Immediate values and the bit-exact scalar semantics of the element types.
 
+mod index;
+
 use crate::DType;
+
+pub use index::eval_index;
 
 /// An immediate: a type and the bits of one value of it, zero-extended to 64 (integers sign-extended).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -20,6 +24,11 @@ impl Const {
 
     pub const fn index(v: i64) -> Const {
         Const { ty: DType::Index, bits: v as u64 }
+    }
+
+    /// Zero of any type (`2^-127`, the smallest value, for `e8m0`, which has no zero).
+    pub const fn zero(ty: DType) -> Const {
+        Const { ty, bits: 0 }
     }
 
     /// The value of an integer constant.
