@@ -7,6 +7,7 @@
 //! Depends on no other crate of the project and knows no backend.
 
 pub mod builder;
+pub mod diagnostic;
 mod dtype;
 pub mod entity;
 pub mod func;
@@ -16,6 +17,7 @@ pub mod span;
 pub mod window;
 
 pub use builder::FuncBuilder;
+pub use diagnostic::{Diagnostic, Label, Severity};
 pub use dtype::DType;
 pub use entity::{Arena, EntityId};
 pub use func::{
