@@ -9,6 +9,7 @@
 pub mod builder;
 pub mod diagnostic;
 mod dtype;
+pub mod element;
 pub mod entity;
 pub mod func;
 pub mod numerics;
@@ -19,6 +20,7 @@ pub mod window;
 pub use builder::FuncBuilder;
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use dtype::DType;
+pub use element::{Element, Float, Int, Numeric};
 pub use entity::{Arena, EntityId};
 pub use func::{
     Access, BlockOrder, Buffer, BufferData, Dim, DimData, Extent, Func, Op, OpData, Param, Region, RegionData, Scope,
