@@ -1,0 +1,9 @@
+//! Mixture of experts: routing, mapping of tokens to expert-sorted rows, and back.
+//!
+//! Ids, positions and counts are `i32`; −1 means none. Everything except the scores themselves
+//! is exact.
+
+pub mod fused;
+pub mod gate;
+pub mod indices;
+pub mod mapping;
