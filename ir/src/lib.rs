@@ -12,6 +12,7 @@ mod dtype;
 pub mod element;
 pub mod entity;
 pub mod func;
+pub mod layout;
 pub mod numerics;
 pub mod op;
 pub mod span;
