@@ -16,10 +16,10 @@ pub enum Op {
     T,
 }
 
-/// A matrix product; run it with [`Gemm::full`] or, at sizes where that takes minutes,
-/// [`Gemm::rows`].
+/// A matrix product of `f32` (or `f64`) operands; run it with [`Gemm::full`] or, at sizes where that
+/// takes minutes, [`Gemm::rows`].
 #[derive(Clone, Copy, Debug)]
-pub struct Gemm<'a> {
+pub struct Gemm<'a, E = f32> {
     /// Rows of C.
     pub m: usize,
     /// Columns of C.
@@ -29,11 +29,11 @@ pub struct Gemm<'a> {
     /// Factor on the product.
     pub alpha: f64,
     /// First operand, `m · k` elements.
-    pub a: &'a [f32],
+    pub a: &'a [E],
     /// Storage of `a`.
     pub op_a: Op,
     /// Second operand, `k · n` elements.
-    pub b: &'a [f32],
+    pub b: &'a [E],
     /// Storage of `b`.
     pub op_b: Op,
 }
@@ -41,7 +41,7 @@ pub struct Gemm<'a> {
 /// Rows and columns of C computed together.
 const BLOCK: usize = 4;
 
-impl Gemm<'_> {
+impl<E: Copy + Default + Into<f64> + Send + Sync> Gemm<'_, E> {
     /// All of C, `[m, n]`.
     pub fn full(&self) -> Vec<f32> {
         self.rows(&(0..self.m).collect::<Vec<_>>())
@@ -82,15 +82,15 @@ impl Gemm<'_> {
     fn a_at(&self, row: Option<&usize>, p: usize) -> f64 {
         match (row, self.op_a) {
             (None, Op::N | Op::T) => 0.0,
-            (Some(row), Op::N) => f64::from(self.a[row * self.k + p]),
-            (Some(row), Op::T) => f64::from(self.a[p * self.m + row]),
+            (Some(row), Op::N) => self.a[row * self.k + p].into(),
+            (Some(row), Op::T) => self.a[p * self.m + row].into(),
         }
     }
 
     /// B cut into panels of [`BLOCK`] columns, each contiguous over k and zero-padded.
-    fn panels_of_b(&self) -> Vec<Vec<[f32; BLOCK]>> {
+    fn panels_of_b(&self) -> Vec<Vec<[E; BLOCK]>> {
         let at = |p: usize, col: usize| match self.op_b {
-            _ if col >= self.n => 0.0,
+            _ if col >= self.n => E::default(),
             Op::N => self.b[p * self.n + col],
             Op::T => self.b[col * self.k + p],
         };
@@ -100,12 +100,12 @@ impl Gemm<'_> {
 }
 
 /// `Σ_p a[p]ᵀ · b[p]`, p ascending.
-fn product_of_panels(a: &[[f64; BLOCK]], b: &[[f32; BLOCK]]) -> [[f64; BLOCK]; BLOCK] {
+fn product_of_panels<E: Copy + Into<f64>>(a: &[[f64; BLOCK]], b: &[[E; BLOCK]]) -> [[f64; BLOCK]; BLOCK] {
     let mut sums = [[0.0; BLOCK]; BLOCK];
     for (a, b) in a.iter().zip(b) {
         for r in 0..BLOCK {
             for q in 0..BLOCK {
-                sums[r][q] += a[r] * f64::from(b[q]);
+                sums[r][q] += a[r] * b[q].into();
             }
         }
     }

@@ -21,6 +21,7 @@ pub mod gemm;
 pub mod hadamard;
 pub mod metrics;
 pub mod mhc;
+pub mod mhc_backward;
 pub mod moe;
 pub mod norm;
 pub mod quant;
