@@ -11,10 +11,13 @@ pub mod diagnostic;
 mod dtype;
 pub mod element;
 pub mod entity;
+pub mod eval;
 pub mod func;
+pub mod interp;
 pub mod layout;
 pub mod numerics;
 pub mod op;
+pub mod prelude;
 pub mod span;
 pub mod window;
 
