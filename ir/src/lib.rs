@@ -19,6 +19,7 @@ pub mod numerics;
 pub mod op;
 pub mod prelude;
 pub mod span;
+pub mod text;
 pub mod window;
 
 pub use builder::FuncBuilder;

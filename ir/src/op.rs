@@ -2,11 +2,15 @@
 //!
 //! Every op is declared once, in the `ops!` table at the end of this file: its fields, the text it is
 //! written as, what it does to memory, and its documentation. The enum, the visitors, the printer,
-//! the parser and the op reference all come from that table. Ops whose first field is their own
-//! sub-operation (`unary`, `binary`) are spelled by that sub-operation's name.
+//! the parser and the op reference all come from that table. `docs/add-an-op.md` walks through a new row.
+//!
+//! A row's text is literal words and punctuation with `{field}` placeholders, in the order of reading; the field types'
+//! own spelling is in [`text`](crate::text). `unary` and `binary` are spelled by their sub-operation's name.
 
 use crate::func::{Buffer, Region, Value};
 use crate::numerics::Const;
+use crate::text::fields::{Aspect, Field, OpText, Segment, head, segments};
+use crate::text::{Parsed, Parser, Printer};
 use crate::window::Window;
 use smallvec::SmallVec;
 
@@ -325,13 +329,15 @@ visit_nothing!(
 #[derive(Clone, Copy, Debug)]
 pub struct OpInfo {
     pub name: &'static str,
+    /// The text form: literal text and `{field}` placeholders, `{field:type}` for the type of what a field names.
+    pub syntax: &'static str,
     pub effect: Effect,
     pub fields: &'static [(&'static str, &'static str)],
     pub doc: &'static str,
 }
 
 macro_rules! ops {
-    ($( $(#[doc = $doc:literal])* $name:literal $effect:ident $variant:ident { $($field:ident : $ty:ty),* $(,)? } )*) => {
+    ($( $(#[doc = $doc:literal])* $name:literal $effect:ident $variant:ident { $($field:ident : $ty:ty),* $(,)? } = $syntax:literal )*) => {
         /// An operation with its operands, attributes, results and nested regions.
         #[derive(Clone, PartialEq, Debug)]
         pub enum OpKind { $( $(#[doc = $doc])* $variant { $($field: $ty),* } ),* }
@@ -340,6 +346,7 @@ macro_rules! ops {
             /// The op table, in declaration order.
             pub const TABLE: &'static [OpInfo] = &[$(OpInfo {
                 name: $name,
+                syntax: $syntax,
                 effect: Effect::$effect,
                 fields: &[$((stringify!($field), stringify!($ty))),*],
                 doc: concat!($($doc, "\n"),*),
@@ -350,9 +357,51 @@ macro_rules! ops {
                 match self { $(OpKind::$variant { .. } => $name),* }
             }
 
+            /// The op's text form, as in [`OpInfo::syntax`].
+            pub const fn syntax(&self) -> &'static str {
+                match self { $(OpKind::$variant { .. } => $syntax),* }
+            }
+
             /// What the op does besides computing its results.
             pub const fn effect(&self) -> Effect {
                 match self { $(OpKind::$variant { .. } => Effect::$effect),* }
+            }
+        }
+
+        impl OpText for OpKind {
+            fn heads() -> Vec<(&'static str, &'static str)> {
+                let mut heads = Vec::new();
+                $(match head($syntax) {
+                    Segment::Text(word) => heads.push((word, $name)),
+                    Segment::Field { name, .. } => {
+                        $(if name == stringify!($field) {
+                            heads.extend(<$ty as Field>::spellings().into_iter().map(|word| (word, $name)));
+                        })*
+                    }
+                })*
+                heads
+            }
+
+            fn print_field(&self, field: &'static str, aspect: Aspect, p: &mut Printer<'_>) {
+                match self { $(OpKind::$variant { $($field),* } => {
+                    $(if field == stringify!($field) { $field.print_aspect(field, aspect, p); })*
+                }),* }
+            }
+
+            fn parse_fields(op: &'static str, p: &mut Parser<'_>) -> Parsed<OpKind> {
+                $(if op == $name {
+                    $(let mut $field: Option<$ty> = None;)*
+                    for segment in segments($syntax) {
+                        match segment {
+                            Segment::Text(text) => p.expect_literal(text)?,
+                            Segment::Field { name, aspect } => {
+                                $(if name == stringify!($field) { <$ty>::parse_aspect(name, aspect, &mut $field, p)?; })*
+                            }
+                        }
+                    }
+                    return Ok(OpKind::$variant { $($field: $field.expect("an op's syntax names all its fields")),* });
+                })*
+                unreachable!("`{op}` is not in the op table")
             }
         }
 
@@ -382,75 +431,104 @@ macro_rules! ops {
 ops! {
     /// `out = op x`.
     "unary" Pure Unary { out: Def, op: UnaryOp, x: Value }
+        = "{out} = {op} {x}"
     /// `out = op x, y`.
     "binary" Pure Binary { out: Def, op: BinaryOp, x: Value, y: Value }
+        = "{out} = {op} {x}, {y}"
     /// `out = x * y + z`, rounded once. Floats only.
     "fma" Pure Fma { out: Def, x: Value, y: Value, z: Value }
+        = "{out} = fma {x}, {y}, {z}"
     /// `out: bool = x op y`.
     "cmp" Pure Cmp { out: Def, op: CmpOp, x: Value, y: Value }
+        = "{out} = cmp {op} {x}, {y}"
     /// `out = cond ? x : y`.
     "select" Pure Select { out: Def, cond: Value, x: Value, y: Value }
+        = "{out} = select {cond}, {x}, {y}"
     /// Converts to the type of `out`. To a float: nearest even, saturating for the 8- and 4-bit formats; to e8m0:
     /// the next power of two at or above; float to integer: towards zero, saturating, NaN gives 0;
     /// between integers: wraps; to bool: is it non-zero.
     "cast" Pure Cast { out: Def, x: Value }
+        = "{out} = cast {x}"
     /// The bits of `x` as the type of `out`, which has the same width.
     "bitcast" Pure Bitcast { out: Def, x: Value }
+        = "{out} = bitcast {x}"
     /// Reads one element. Outside a global buffer it yields zero.
     "load" Read Load { out: Def, buffer: Buffer, indices: Indices }
+        = "{out} = load {buffer}[{indices}]"
     /// Writes one element. Outside a global buffer it does nothing.
     "store" Write Store { buffer: Buffer, indices: Indices, value: Value }
+        = "store {value} -> {buffer}[{indices}]"
     /// Combines one element with `value` indivisibly; `out` is the element before. Global or shared buffers of
     /// i32, u32, i64, u64 or f32 (`min`, `max`, `and`, `or`: integers only).
     "atomic" Write Atomic { out: Def, op: AtomicOp, buffer: Buffer, indices: Indices, value: Value }
+        = "{out} = atomic {op} {value} -> {buffer}[{indices}]"
 
     /// Brings a shared, fragment or local buffer into being; its contents are undefined until written.
     "alloc" Write Alloc { buffer: Buffer }
+        = "{buffer} = alloc {buffer:type}"
     /// Copies a window element by element, converting as `cast` does where the element types differ.
     /// `pad` (of the source's type) stands for source elements outside a global buffer.
     "copy" Write Copy { src: Window, dst: Window, pad: Const }
+        = "copy {src} -> {dst} pad {pad}"
     /// As copy, but row `i` (along the first axis of `dst`) comes from position `index[i]` of the source's first window
     /// axis, counted from that axis' offset; a position below zero or beyond the buffer gives `pad`.
     "gather" Write Gather { src: Window, index: Window, dst: Window, pad: Const }
+        = "gather {src} at {index} -> {dst} pad {pad}"
     /// As copy, but row `i` (along the first axis of `src`) goes to position `index[i]` of the destination's first window
     /// axis; a position below zero or beyond the buffer is skipped. Positions must differ.
     "scatter" Write Scatter { src: Window, dst: Window, index: Window }
+        = "scatter {src} -> {dst} at {index}"
     /// Sets every element.
     "fill" Write Fill { dst: Window, value: Value }
+        = "fill {value} -> {dst}"
     /// `acc[i, j] += sum_k a[i, k] * b[k, j]`: products and sums in the accumulator's type (f32; i32 for
     /// 8-bit integers). The order of the sum is unspecified, but the same in every run on a device.
     "gemm" Write Gemm { a: Window, b: Window, acc: Window, precision: GemmPrecision }
+        = "gemm {a}, {b} -> {acc} {precision}"
     /// Combines the elements along `axis` of `src` into `dst`, which lacks that axis. With `accumulate` the
     /// previous contents of `dst` take part, else they are replaced. The order of a sum is unspecified,
     /// but the same in every run on a device.
     "reduce" Write Reduce { op: ReduceOp, src: Window, dst: Window, axis: u32, accumulate: bool }
+        = "reduce {op} {src} axis {axis} -> {dst} {accumulate}"
     /// Running combination along `axis`, inclusive unless `exclusive`, from the end if `reverse`.
     "scan" Write Scan { op: ScanOp, src: Window, dst: Window, axis: u32, reverse: bool, exclusive: bool }
+        = "scan {op} {src} axis {axis} -> {dst} {reverse} {exclusive}"
     /// The largest (or smallest) `k` elements along the last axis of `src`, in order, with their positions; `k` is the last
     /// extent of `values` and `indices` (i32). Ties: the smaller position first. NaN comes last.
     "topk" Write TopK { src: Window, values: Window, indices: Window, largest: bool }
+        = "topk {src} -> {values}, {indices} {largest}"
     /// Sorts along the last axis of `keys`, stably, moving `payload` (if any) along. NaN comes last.
     "sort" Write Sort { keys: Window, payload: Option<Window>, descending: bool }
+        = "sort {keys} {payload} {descending}"
     /// Exchanges elements inside groups of 32 along the last axis: `dst[i] = src[j]` with `j` = `i ^ amount`, `i - amount`,
     /// `i + amount` or `amount` within the group; `j` outside the group leaves `dst[i] = src[i]`.
     "shuffle" Write Shuffle { op: ShuffleOp, src: Window, dst: Window, amount: Value }
+        = "shuffle {op} {src} by {amount} -> {dst}"
 
     /// Runs `body` for every point of the box `0..extents`. One index for each extent; several only if the kind is
     /// parallel or vectorized. An extent of zero or less runs nothing.
     "for" Control For { kind: LoopKind, indices: SmallVec<[Def; 4]>, extents: Indices, body: Region }
+        = "for {kind} ({indices}) in ({extents}) {body}"
     /// Runs one of two regions.
     "if" Control If { cond: Value, then_body: Region, else_body: Region }
+        = "if {cond} {then_body} else {else_body}"
     /// Runs `before`, and as long as `cond` (a bool that `before` computes) holds, `body` and `before` again.
     "while" Control While { before: Region, cond: Value, body: Region }
+        = "while {before} yields {cond} do {body}"
     /// Runs `body` once, on the given warps where the device has them.
     "role" Control Role { role: WarpRole, body: Region }
+        = "role {role} {body}"
 
     /// Prints a message, the values, and the window's elements.
     "print" Control Print { message: String, values: Indices, window: Option<Window> }
+        = "print {message} ({values}) {window}"
     /// Ends the launch with an error if `cond` is false.
     "assert" Control Assert { cond: Value, message: String }
+        = "assert {cond}, {message}"
     /// Promises that `cond` is true; the compiler may rely on it, the interpreter checks it.
     "assume" Control Assume { cond: Value }
+        = "assume {cond}"
     /// Demands a layout for a buffer.
     "layout" Control Layout { buffer: Buffer, hint: LayoutHint }
+        = "layout {buffer} {hint}"
 }

@@ -1,6 +1,6 @@
 //! A rectangular view of a buffer: the operand of every tile op.
 
-use crate::func::{Buffer, Value};
+use crate::func::{Buffer, Func, Value};
 use smallvec::SmallVec;
 
 /// One axis of a window: which buffer axis it runs along, and over how many elements.
@@ -49,6 +49,19 @@ impl Window {
     /// True when some extent is zero.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// True if the window starts at constant zeros and runs over every axis of a buffer of static shape to its end, in
+    /// whatever order its axes are.
+    pub fn covers_whole_buffer(&self, func: &Func) -> bool {
+        let Some(shape) = func.buffers.get(self.buffer).and_then(|data| data.static_shape()) else { return false };
+        self.offsets.len() == shape.len()
+            && self.axes.len() == shape.len()
+            && self.offsets.iter().all(|&v| func.values.get(v).is_some() && func.as_index(v) == Some(0))
+            && shape
+                .iter()
+                .enumerate()
+                .all(|(axis, &extent)| self.axes.iter().any(|a| usize::from(a.axis) == axis && a.extent == extent))
     }
 
     /// The same rectangle with its axes in reverse order.
