@@ -15,6 +15,7 @@
 //! - A shape that does not match its slice is a bug in the caller and panics, naming both.
 
 pub mod activation;
+pub mod activation_backward;
 pub mod attention;
 pub mod codec;
 pub mod gemm;
@@ -25,7 +26,12 @@ pub mod mhc_backward;
 pub mod moe;
 pub mod norm;
 pub mod quant;
+pub mod quant_channel;
+pub mod quant_e5m6;
+pub mod quant_lossless;
 pub mod rope;
+pub mod stochastic;
+pub mod transpose;
 
 /// Checks a slice length against the extents it should have.
 #[track_caller]
