@@ -7,3 +7,4 @@ pub mod fused;
 pub mod gate;
 pub mod indices;
 pub mod mapping;
+pub mod top2_sum_gate;
