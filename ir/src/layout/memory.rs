@@ -1,6 +1,8 @@
-//! [`MemoryLayout`]: a tile laid out in shared memory, or a window of a global tensor. Depends on `linear`.
+//! [`MemoryLayout`]: a tile laid out in shared memory, or a window of a global tensor. Depends on `linear`
+//! and `fragment`.
 
 use super::error::LayoutError;
+use super::fragment::FragmentLayout;
 use super::linear::LinearLayout;
 use super::space::{Coord, Space, tile_dim};
 
@@ -69,6 +71,32 @@ impl MemoryLayout {
     /// When `coord` does not have the rank of the tile.
     pub fn offset(&self, coord: &[usize]) -> usize {
         self.map.apply(coord).iter().zip(&self.strides).map(|(c, s)| c * s).sum()
+    }
+
+    /// As [`MemoryLayout::offset`], continued beyond the tile where the layout is merely strided.
+    pub(super) fn offset_unbounded(&self, coord: &[usize]) -> usize {
+        if self.is_strided() {
+            return coord.iter().zip(&self.strides).map(|(c, s)| c * s).sum();
+        }
+        self.offset(coord)
+    }
+
+    /// True when physical coordinates are the tile coordinates, so that the offset is a plain dot product.
+    pub fn is_strided(&self) -> bool {
+        let (input, output) = (self.map.input(), self.map.output());
+        input.rank() == output.rank()
+            && input.dims().iter().zip(output.dims()).all(|(i, o)| i.radices() == o.radices())
+            && (0..input.bits().len()).all(|i| self.map.column(i) == 1 << i)
+            && (0..input.odds().len()).all(|i| self.map.odd_source(i) == Some(i))
+    }
+
+    /// The map from the places of `fragment` to physical coordinates, if digits agree. Where the layout is merely
+    /// strided it needs no agreement, and dead places map beyond the tile.
+    pub(super) fn after(&self, fragment: &FragmentLayout) -> Option<LinearLayout> {
+        if self.is_strided() {
+            return Some(fragment.map().clone());
+        }
+        fragment.map().then(&self.map).ok()
     }
 
     /// Elements from the first to the end of the last, gaps and dead places included: what to allocate.

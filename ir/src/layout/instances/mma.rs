@@ -42,8 +42,10 @@ pub fn c() -> FragmentLayout {
 
 /// Accumulators of a tile of `shape` (m, n) computed by `warps` (along m, along n).
 ///
-/// Each warp owns a contiguous sub-tile of m / warps\[0\] x n / warps\[1\], warps along m numbered first. The registers of
-/// one instruction are consecutive; repeats along n follow, then repeats along m.
+/// Along each axis: one instruction, then repeats up to a power of two, then warps, then the odd rest of the repeats.
+/// So warps own contiguous sub-tiles as far as digits allow without leaving their canonical order, which keeps the
+/// layout composable with memory layouts. Warps along m are numbered first. The registers of one instruction are
+/// consecutive; repeats along n follow, then repeats along m.
 pub fn c_tile(shape: [usize; 2], warps: [usize; 2]) -> Result<FragmentLayout, LayoutError> {
     let [wm, wn] = warps;
     let rm = blocks("m", shape[0], 16, wm)?;
@@ -53,10 +55,12 @@ pub fn c_tile(shape: [usize; 2], warps: [usize; 2]) -> Result<FragmentLayout, La
         .tile(LANE, 4, "dim1")
         .tile(LANE, 8, "dim0")
         .tile(REGISTER, 2, "dim0")
-        .tile(REGISTER, rn, "dim1")
-        .tile(REGISTER, rm, "dim0")
-        .tile(WARP_DIM, wm, "dim0")
+        .tile(REGISTER, even(rn), "dim1")
         .tile(WARP_DIM, wn, "dim1")
+        .tile(REGISTER, rn / even(rn), "dim1")
+        .tile(REGISTER, even(rm), "dim0")
+        .tile(WARP_DIM, wm, "dim0")
+        .tile(REGISTER, rm / even(rm), "dim0")
         .build()?;
     FragmentLayout::exact(map)
 }
@@ -75,9 +79,10 @@ pub fn a_tile(shape: [usize; 2], bits: usize, warps: [usize; 2]) -> Result<Fragm
         .tile(REGISTER, 2, "dim0")
         .tile(REGISTER, 2, "dim1")
         .tile(REGISTER, rk, "dim1")
-        .tile(REGISTER, rm, "dim0")
-        .tile(WARP_DIM, wm, "dim0")
         .replicate(WARP_DIM, wn)
+        .tile(REGISTER, even(rm), "dim0")
+        .tile(WARP_DIM, wm, "dim0")
+        .tile(REGISTER, rm / even(rm), "dim0")
         .build()?;
     FragmentLayout::exact(map)
 }
@@ -95,11 +100,17 @@ pub fn b_tile(shape: [usize; 2], bits: usize, warps: [usize; 2]) -> Result<Fragm
         .tile(LANE, 8, "dim1")
         .tile(REGISTER, 2, "dim0")
         .tile(REGISTER, rk, "dim0")
-        .tile(REGISTER, rn, "dim1")
-        .replicate(WARP_DIM, wm)
+        .tile(REGISTER, even(rn), "dim1")
         .tile(WARP_DIM, wn, "dim1")
+        .tile(REGISTER, rn / even(rn), "dim1")
+        .replicate(WARP_DIM, wm)
         .build()?;
     FragmentLayout::exact(map)
+}
+
+/// The largest power of two that divides `n`.
+fn even(n: usize) -> usize {
+    1 << n.trailing_zeros()
 }
 
 fn blocks(axis: &'static str, extent: usize, block: usize, warps: usize) -> Result<usize, LayoutError> {
@@ -204,20 +215,23 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_contiguous_per_warp_and_agree_on_warps() {
+    fn tiles_agree_on_warps() {
         let c = c_tile([64, 48], [2, 2]).unwrap();
         assert_eq!((c.threads(), c.regs_per_thread()), (128, 24));
-        // Warp 1 is the second along m, warp 2 the second along n: 24 columns, an odd count of instructions.
-        assert_eq!(c.coord(0, 32).unwrap().as_slice(), [32, 0]);
-        assert_eq!(c.coord(0, 64).unwrap().as_slice(), [0, 24]);
-        assert_eq!(c.coord(4, 0).unwrap().as_slice(), [0, 8]);
+        // Three instructions along n per warp: the odd count goes on top of the warps. Warp 2 is the second along m.
+        assert_eq!(c.coord(0, 32).unwrap().as_slice(), [0, 8]);
+        assert_eq!(c.coord(4, 0).unwrap().as_slice(), [0, 16]);
         assert_eq!(c.coord(12, 0).unwrap().as_slice(), [16, 0]);
+        assert_eq!(c.coord(0, 64).unwrap().as_slice(), [32, 0]);
+        // Even counts leave each warp a contiguous sub-tile.
+        assert_eq!(c_tile([64, 64], [2, 2]).unwrap().coord(0, 32).unwrap().as_slice(), [0, 32]);
         let a = a_tile([64, 32], 16, [2, 2]).unwrap();
-        assert_eq!(a.owners(&[32, 0]), [(0, 32), (0, 96)]);
+        assert_eq!(a.owners(&[32, 0]), [(0, 64), (0, 96)]);
         assert_eq!(a.coord(8, 0).unwrap().as_slice(), [0, 16]);
         let b = b_tile([32, 48], 16, [2, 2]).unwrap();
-        assert_eq!(b.owners(&[0, 24]), [(0, 64), (0, 96)]);
-        assert_eq!(b.coord(8, 0).unwrap().as_slice(), [0, 8]);
+        assert_eq!(b.owners(&[0, 8]), [(0, 32), (0, 96)]);
+        assert_eq!(b.coord(4, 0).unwrap().as_slice(), [16, 0]);
+        assert_eq!(b.coord(8, 0).unwrap().as_slice(), [0, 16]);
         // One instruction is a tile of one block.
         assert_eq!(c_tile([16, 8], [1, 1]).unwrap(), super::c());
         assert_eq!(a_tile([16, 16], 16, [1, 1]).unwrap(), super::a(16).unwrap());

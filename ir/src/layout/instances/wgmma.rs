@@ -15,9 +15,9 @@ pub fn accumulator(n: usize) -> Result<FragmentLayout, LayoutError> {
 /// Accumulators of a tile of `shape` (m, n) computed by `warpgroups` (along m, along n) with instructions of width
 /// `inst_n`.
 ///
-/// Along m: 64 rows of an instruction, then warpgroups, then repeats. Along n: `inst_n` columns, then repeats, then
-/// warpgroups. The registers of one instruction are consecutive; repeats along n follow, then repeats along m. The
-/// warpgroups along m are numbered first.
+/// Along m stand the 64 rows of an instruction, then warpgroups, then repeats; along n the columns of an instruction,
+/// then repeats up to a power of two, then warpgroups, then the odd rest of the repeats. The registers of one
+/// instruction are consecutive; repeats along n follow, then repeats along m. Warpgroups along n are numbered first.
 pub fn accumulator_tile(
     shape: [usize; 2],
     inst_n: usize,
@@ -27,16 +27,18 @@ pub fn accumulator_tile(
     let [gm, gn] = warpgroups;
     let rm = blocks("wgmma accumulator", "m", shape[0], M, gm)?;
     let rn = blocks("wgmma accumulator", "n", shape[1], inst_n, gn)?;
+    let even = 1 << rn.trailing_zeros();
     let map = FragmentLayout::builder(2)
         .tile(REGISTER, 2, "dim1")
         .tile(LANE, 4, "dim1")
         .tile(LANE, 8, "dim0")
         .tile(REGISTER, 2, "dim0")
         .tile(REGISTER, inst_n / 8, "dim1")
-        .tile(REGISTER, rn, "dim1")
         .tile(WARP_DIM, 4, "dim0")
-        .tile(WARP_DIM, gm, "dim0")
+        .tile(REGISTER, even, "dim1")
         .tile(WARP_DIM, gn, "dim1")
+        .tile(REGISTER, rn / even, "dim1")
+        .tile(WARP_DIM, gm, "dim0")
         .tile(REGISTER, rm, "dim0")
         .build()?;
     FragmentLayout::exact(map)
@@ -64,8 +66,8 @@ pub fn a_tile(shape: [usize; 2], bits: usize, warpgroups: [usize; 2]) -> Result<
         .tile(REGISTER, 2, "dim1")
         .tile(REGISTER, rk, "dim1")
         .tile(WARP_DIM, 4, "dim0")
-        .tile(WARP_DIM, gm, "dim0")
         .replicate(WARP_DIM, gn)
+        .tile(WARP_DIM, gm, "dim0")
         .tile(REGISTER, rm, "dim0")
         .build()?;
     FragmentLayout::exact(map)

@@ -1,0 +1,104 @@
+//! Moving a tile from one fragment layout to another over the same threads. Depends on `fragment`, `query` and `DType`.
+//!
+//! Three ways, tried in order of cost: renaming registers, exchanging values inside each warp, going through shared
+//! memory. The second is the interesting one, see [`ShufflePlan`]; `shuffle.rs` finds it.
+
+use super::error::LayoutError;
+use super::fragment::FragmentLayout;
+use super::instances::{Swizzle, swizzled};
+use super::memory::MemoryLayout;
+use super::query::{BankUse, VectorAccess};
+use super::shuffle::{ShufflePlan, plan_shuffles};
+use crate::DType;
+
+/// How to get a tile from one fragment layout into another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Conversion {
+    /// Every thread already has what it needs: register `r` of the result is register `.0[r]` of the source.
+    Registers(Vec<usize>),
+    /// Every warp already has what it needs.
+    Shuffles(ShufflePlan),
+    /// Values change warps.
+    Shared(SharedPlan),
+}
+
+impl Conversion {
+    /// The cheapest way from `source` to `target`, which must have the same shape and number of threads.
+    pub fn plan(source: &FragmentLayout, target: &FragmentLayout, dtype: DType) -> Result<Conversion, LayoutError> {
+        comparable(source, target)?;
+        if source == target {
+            return Ok(Conversion::Registers((0..source.regs_per_thread()).collect()));
+        }
+        match plan_shuffles(source, target, dtype) {
+            Some(plan) => Ok(match plan.as_renaming(target.regs_per_thread()) {
+                Some(registers) => Conversion::Registers(registers),
+                None => Conversion::Shuffles(plan),
+            }),
+            None => Ok(Conversion::Shared(SharedPlan::new(source, target, dtype)?)),
+        }
+    }
+}
+
+/// A way through shared memory: primary places store, a barrier follows, all places load.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharedPlan {
+    /// Layout of the scratch tile.
+    pub scratch: MemoryLayout,
+    /// Accesses that write it, in registers of the source.
+    pub store: VectorAccess,
+    /// Accesses that read it, in registers of the target.
+    pub load: VectorAccess,
+    /// Shared memory traffic of the first warp, stores and loads together.
+    pub traffic: BankUse,
+}
+
+impl SharedPlan {
+    /// The scratch layout with the least traffic among row-major, padded and swizzled ones.
+    pub fn new(source: &FragmentLayout, target: &FragmentLayout, dtype: DType) -> Result<SharedPlan, LayoutError> {
+        comparable(source, target)?;
+        let mut best: Option<SharedPlan> = None;
+        for scratch in scratch_layouts(source.shape(), dtype)? {
+            let align = 128 / dtype.bits();
+            let store = source.vectorize(&scratch, dtype, align)?;
+            let load = target.vectorize(&scratch, dtype, align)?;
+            let traffic = source.bank_use(&scratch, dtype, &store, 0) + target.bank_use(&scratch, dtype, &load, 0);
+            let plan = SharedPlan { scratch, store, load, traffic };
+            let cost = |p: &SharedPlan| (p.traffic.wavefronts + p.traffic.accesses, p.scratch.span());
+            if best.as_ref().is_none_or(|b| cost(&plan) < cost(b)) {
+                best = Some(plan);
+            }
+        }
+        best.ok_or_else(|| LayoutError::Rank { what: "scratch layout", expected: 1, shape: source.shape().to_vec() })
+    }
+}
+
+/// Candidates, simplest first: an equal cost keeps the simplest.
+fn scratch_layouts(shape: &[usize], dtype: DType) -> Result<Vec<MemoryLayout>, LayoutError> {
+    let mut out = vec![MemoryLayout::row_major(shape)?];
+    if shape.len() < 2 {
+        return Ok(out);
+    }
+    let mut pads: Vec<usize> = [4, 8, 16].iter().map(|bytes| bytes * 8 / dtype.bits()).filter(|&p| p > 0).collect();
+    pads.dedup();
+    for &pad in &pads {
+        out.push(MemoryLayout::padded(shape, pad)?);
+    }
+    if let &[rows, cols] = shape {
+        for swizzle in [Swizzle::B128, Swizzle::B64, Swizzle::B32] {
+            out.extend(swizzled([rows, cols], dtype.bits(), swizzle));
+        }
+        // The transposed kinds suit fragments whose runs go down a column.
+        for pad in [0].iter().chain(&pads) {
+            out.push(MemoryLayout::strided(shape, &[1, rows + pad])?);
+        }
+    }
+    Ok(out)
+}
+
+fn comparable(source: &FragmentLayout, target: &FragmentLayout) -> Result<(), LayoutError> {
+    if source.shape() == target.shape() && source.threads() == target.threads() {
+        return Ok(());
+    }
+    let side = |f: &FragmentLayout| format!("{:?} over {} threads", f.shape(), f.threads());
+    Err(LayoutError::SpaceMismatch { left: side(source), right: side(target) })
+}
