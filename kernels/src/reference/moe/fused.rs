@@ -7,13 +7,13 @@ use rayon::prelude::*;
 /// Copies row `pos_to_token[p]` of x `[tokens, width]` to row p; padding rows (−1) are
 /// `E::default()`. Serves values, codes and scale factors alike.
 pub fn expand_to_fused<E: Copy + Default + Send + Sync>(x: &[E], width: usize, pos_to_token: &[i32]) -> Vec<E> {
-    pos_to_token
-        .par_iter()
-        .flat_map_iter(|&token| match usize::try_from(token) {
-            Ok(token) => x[token * width..][..width].to_vec(),
-            Err(_) => vec![E::default(); width],
-        })
-        .collect()
+    let mut y = vec![E::default(); pos_to_token.len() * width];
+    y.par_chunks_mut(width.max(1)).zip(pos_to_token).for_each(|(row, &token)| {
+        if let Ok(token) = usize::try_from(token) {
+            row.copy_from_slice(&x[token * width..][..width]);
+        }
+    });
+    y
 }
 
 /// Inputs of [`reduce_fused`].
