@@ -1,7 +1,11 @@
-//! Devices, tensors, launcher and JIT cache of zellige.
+//! Runs kernels: tensors, devices, launches, and the caches of compiled code.
 //!
 //! Depends on `zellige-ir` and `zellige-codegen`; knows no particular kernel.
 
+pub mod device;
+pub mod launch;
 pub mod tensor;
 
+pub use device::{BuildTimes, Device, Stream};
+pub use launch::{Arg, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, TensorSpec};
 pub use tensor::{DeviceTensor, DynTensor, TensorError};

@@ -1,0 +1,200 @@
+//! Devices and streams.
+//!
+//! A [`Device`] compiles kernels, keeps the compiled ones, and runs them on [`Stream`]s. What is particular to
+//! one kind of device is behind [`Backend`] and [`Executable`].
+
+mod interp;
+
+use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use zellige_ir::prelude::eval_grid;
+use zellige_ir::{Const, Dim, EntityId, Func};
+
+/// One kind of device.
+pub(crate) trait Backend: Send + Sync {
+    /// What the user calls the device.
+    fn name(&self) -> String;
+
+    /// Compiles a verified kernel, or loads it from the cache.
+    fn load(&self, func: &Func) -> Result<Box<dyn Executable>, String>;
+
+    /// Waits for everything that was launched.
+    fn synchronize(&self) -> Result<(), LaunchError>;
+}
+
+/// A compiled kernel on its device.
+pub(crate) trait Executable: Send + Sync {
+    fn run(&self, launch: &Launch<'_>) -> Result<(), LaunchError>;
+
+    /// Did the code come from the disk cache?
+    fn from_cache(&self) -> bool;
+}
+
+/// A launch whose arguments have been checked.
+pub(crate) struct Launch<'a> {
+    pub kernel: &'static str,
+    /// One for each parameter of the function.
+    pub args: &'a [Arg<'a>],
+    /// Extents by position in `Func::dims`.
+    pub dims: &'a [usize],
+    /// Extents of the grid; none is zero.
+    pub grid: &'a [usize],
+}
+
+/// What it took to make a kernel ready.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BuildTimes {
+    /// Running the kernel's Rust body and verifying what it recorded.
+    pub record: Duration,
+    /// Tile IR to machine code, or loading it from the cache.
+    pub compile: Duration,
+    /// Did the machine code come from the disk cache?
+    pub from_cache: bool,
+}
+
+/// A kernel that is ready to run.
+pub(crate) struct Loaded {
+    func: Func,
+    executable: Box<dyn Executable>,
+    times: BuildTimes,
+}
+
+type Slot = Arc<OnceLock<Result<Arc<Loaded>, LaunchError>>>;
+
+struct Inner {
+    backend: Box<dyn Backend>,
+    /// Kernels by identity and extents of the static dims.
+    kernels: Mutex<HashMap<(String, Vec<usize>), Slot>>,
+}
+
+/// A place where kernels run.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}
+
+impl Device {
+    fn new(backend: Box<dyn Backend>) -> Device {
+        Device(Arc::new(Inner { backend, kernels: Mutex::default() }))
+    }
+
+    /// The interpreter: for small tensors, to find out-of-bounds accesses, uninitialised reads and races.
+    pub fn interp() -> Device {
+        static INTERP: OnceLock<Device> = OnceLock::new();
+        INTERP.get_or_init(|| Device::new(Box::new(interp::Interp))).clone()
+    }
+
+    /// The device called `name`.
+    ///
+    /// # Errors
+    /// If there is no such device; the message lists those that exist.
+    pub fn from_name(name: &str) -> Result<Device, LaunchError> {
+        match name {
+            "interp" => Ok(Device::interp()),
+            _ => Err(LaunchError::NoDevice { name: name.to_owned(), cause: "the devices are: interp".to_owned() }),
+        }
+    }
+
+    /// What the user calls the device.
+    pub fn name(&self) -> String {
+        self.0.backend.name()
+    }
+
+    /// A queue of launches on this device.
+    pub fn stream(&self) -> Stream {
+        Stream { device: self.clone() }
+    }
+
+    /// Makes a kernel ready for these extents of its static dims, and says what that took.
+    ///
+    /// # Errors
+    /// If the kernel has mistakes or cannot be compiled.
+    pub fn prepare(&self, kernel: &Recordable<'_>, sizes: &Sizes) -> Result<BuildTimes, LaunchError> {
+        self.loaded(kernel, sizes).map(|k| k.times)
+    }
+
+    /// One thread builds a kernel, however many ask for it.
+    fn loaded(&self, kernel: &Recordable<'_>, sizes: &Sizes) -> Result<Arc<Loaded>, LaunchError> {
+        let extents = kernel.signature.static_dims.iter().map(|d| sizes.get(d).unwrap_or_default()).collect();
+        let slot = {
+            let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+            kernels.entry((kernel.key.to_owned(), extents)).or_default().clone()
+        };
+        slot.get_or_init(|| self.build(kernel, sizes).map(Arc::new)).clone()
+    }
+
+    fn build(&self, kernel: &Recordable<'_>, sizes: &Sizes) -> Result<Loaded, LaunchError> {
+        let start = Instant::now();
+        let func = (kernel.record)(sizes)?;
+        let record = start.elapsed();
+        let start = Instant::now();
+        let executable = self.0.backend.load(&func).map_err(|cause| LaunchError::Compile {
+            kernel: kernel.signature.kernel,
+            device: self.name(),
+            cause,
+        })?;
+        let times = BuildTimes { record, compile: start.elapsed(), from_cache: executable.from_cache() };
+        Ok(Loaded { func, executable, times })
+    }
+}
+
+/// A queue of launches: they run in order.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    device: Device,
+}
+
+impl Stream {
+    /// The device the launches run on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Checks the arguments, builds the kernel if this is its first launch, and runs it. A grid with an empty axis
+    /// runs nothing.
+    ///
+    /// # Errors
+    /// If an argument does not fit, the kernel cannot be built, or the device fails.
+    pub fn launch(&self, kernel: &Recordable<'_>, args: &mut [Arg<'_>]) -> Result<(), LaunchError> {
+        let name = kernel.signature.kernel;
+        let sizes = bind(kernel.signature, args)?;
+        let loaded = self.device.loaded(kernel, &sizes)?;
+        let func = &loaded.func;
+        let dims: Vec<usize> = func
+            .dims
+            .iter()
+            .map(|(_, d)| sizes.get(&d.name).expect("every dim of a kernel is in its signature"))
+            .collect();
+        let scalars: Vec<Const> = args
+            .iter()
+            .zip(&kernel.signature.params)
+            .filter_map(|(a, p)| match (a, p) {
+                (Arg::Scalar(c), ParamSpec::Scalar { .. }) => Some(*c),
+                _ => None,
+            })
+            .collect();
+        let by_dim: Vec<(Dim, usize)> = dims.iter().enumerate().map(|(i, &n)| (Dim::from_index(i), n)).collect();
+        let grid =
+            eval_grid(func, &by_dim, &scalars).map_err(|e| LaunchError::Grid { kernel: name, cause: e.to_string() })?;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let _holds = hold(kernel.signature, args)?;
+        loaded.executable.run(&Launch { kernel: name, args, dims: &dims, grid: &grid })
+    }
+
+    /// Waits until every launch is done.
+    ///
+    /// # Errors
+    /// If one of them failed.
+    pub fn synchronize(&self) -> Result<(), LaunchError> {
+        self.device.0.backend.synchronize()
+    }
+}
