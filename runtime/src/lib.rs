@@ -3,6 +3,7 @@
 //! Depends on `zellige-ir` and `zellige-codegen`; knows no particular kernel.
 
 pub mod device;
+pub mod io;
 pub mod launch;
 pub mod tensor;
 

@@ -14,7 +14,7 @@ pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
 }
 
 /// Number of elements and bytes of a new tensor, or why there can be none.
-pub(super) fn size(dtype: DType, shape: &[usize]) -> Result<(usize, usize), TensorError> {
+pub(crate) fn size(dtype: DType, shape: &[usize]) -> Result<(usize, usize), TensorError> {
     if dtype == DType::Index {
         return Err(TensorError::NoMemoryForm);
     }

@@ -24,6 +24,9 @@ mod storage;
 mod typed;
 mod view;
 
+pub(crate) use create::check_bools;
+pub(crate) use layout::size;
+
 pub use access::{ReadGuard, Slice, SliceMut, WriteGuard};
 pub use dyn_tensor::DynTensor;
 pub use error::TensorError;
