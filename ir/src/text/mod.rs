@@ -37,6 +37,7 @@
 
 mod error;
 pub(crate) mod fields;
+mod function;
 mod lex;
 mod names;
 mod parse;

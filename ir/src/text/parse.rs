@@ -7,7 +7,7 @@ use super::fields::OpText;
 use super::lex::{Token, TokenKind, lex};
 use super::print::tile_type_text;
 use crate::DType;
-use crate::func::{Access, BlockOrder, Buffer, BufferData, Extent, Func, Region, Scope, Strides, Value, ValueDef};
+use crate::func::{Buffer, BufferData, Extent, Func, Region, Scope, Strides, Value};
 use crate::numerics::Const;
 use crate::op::OpKind;
 use crate::span::Span;
@@ -57,31 +57,31 @@ fn parse(text: &str, file: Option<&str>) -> Result<Vec<Func>, Vec<ParseError>> {
 pub(crate) type Place = (u32, u32);
 
 /// A value named in the text.
-struct NamedValue {
-    value: Value,
+pub(super) struct NamedValue {
+    pub value: Value,
     /// The type of the definition, once there was one.
-    defined: Option<DType>,
-    first_use: Place,
+    pub defined: Option<DType>,
+    pub first_use: Place,
 }
 
 /// Reads tokens into the function under construction.
 pub(crate) struct Parser<'s> {
     pub func: Func,
-    tokens: Vec<Token<'s>>,
-    at: usize,
-    errors: Vec<ParseError>,
+    pub(super) tokens: Vec<Token<'s>>,
+    pub(super) at: usize,
+    pub(super) errors: Vec<ParseError>,
     /// Name of the file whose places stand in for missing spans.
     file: Option<Arc<str>>,
-    values: HashMap<&'s str, NamedValue>,
-    tiles: HashMap<&'s str, Buffer>,
-    scalars: HashMap<String, Value>,
-    tensors: HashMap<String, Buffer>,
+    pub(super) values: HashMap<&'s str, NamedValue>,
+    pub(super) tiles: HashMap<&'s str, Buffer>,
+    pub(super) scalars: HashMap<String, Value>,
+    pub(super) tensors: HashMap<String, Buffer>,
     /// Words that start an op, with the name of its row.
     heads: HashMap<&'static str, &'static str>,
     /// Span written in the op being read.
     op_span: Option<Span>,
     /// Where a second function starts.
-    extra_func: Option<Place>,
+    pub(super) extra_func: Option<Place>,
 }
 
 impl<'s> Parser<'s> {
@@ -108,9 +108,10 @@ impl<'s> Parser<'s> {
         p
     }
 
-    /// The errors in order of place, without followers: of several on one line only the first.
+    /// The errors in order of lines, without followers: of several on one line the first found, characters that
+    /// make no sense before all others.
     fn finish_errors(mut self) -> Vec<ParseError> {
-        self.errors.sort_by_key(|e| (e.span.line, e.span.col));
+        self.errors.sort_by_key(|e| e.span.line);
         self.errors.dedup_by_key(|e| e.span.line);
         self.errors
     }
@@ -121,7 +122,7 @@ impl<'s> Parser<'s> {
         &self.tokens[self.at].kind
     }
 
-    fn peek_at(&self, ahead: usize) -> &TokenKind<'s> {
+    pub(super) fn peek_at(&self, ahead: usize) -> &TokenKind<'s> {
         &self.tokens[(self.at + ahead).min(self.tokens.len() - 1)].kind
     }
 
@@ -158,7 +159,7 @@ impl<'s> Parser<'s> {
         found
     }
 
-    fn eat_word(&mut self, word: &str) -> bool {
+    pub(super) fn eat_word(&mut self, word: &str) -> bool {
         let found = self.at_word(word);
         if found {
             self.advance();
@@ -170,7 +171,7 @@ impl<'s> Parser<'s> {
         if self.eat(punct) { Ok(()) } else { Err(self.expected(&format!("`{punct}`"))) }
     }
 
-    fn expect_word(&mut self, word: &str) -> Parsed<()> {
+    pub(super) fn expect_word(&mut self, word: &str) -> Parsed<()> {
         if self.eat_word(word) { Ok(()) } else { Err(self.expected(&format!("`{word}`"))) }
     }
 
@@ -188,7 +189,7 @@ impl<'s> Parser<'s> {
 
     // Errors.
 
-    fn error_at(&self, (line, col): Place, kind: ParseErrorKind) -> Box<ParseError> {
+    pub(super) fn error_at(&self, (line, col): Place, kind: ParseErrorKind) -> Box<ParseError> {
         let file = self.file.clone().unwrap_or_else(|| Span::unknown().file);
         Box::new(ParseError { span: Span { file, line, col }, kind, help: None })
     }
@@ -273,7 +274,7 @@ impl<'s> Parser<'s> {
         Err(self.expected(what))
     }
 
-    fn name(&mut self, what: &str) -> Parsed<String> {
+    pub(super) fn name(&mut self, what: &str) -> Parsed<String> {
         let name = match self.peek() {
             TokenKind::Word(word) => (*word).to_owned(),
             TokenKind::Quoted(name) => name.clone(),
@@ -283,7 +284,7 @@ impl<'s> Parser<'s> {
         Ok(name)
     }
 
-    fn dtype(&mut self) -> Parsed<DType> {
+    pub(super) fn dtype(&mut self) -> Parsed<DType> {
         self.keyword("an element type", &DType::ALL, DType::name)
     }
 
@@ -307,7 +308,7 @@ impl<'s> Parser<'s> {
         Ok(v)
     }
 
-    fn named_value(&mut self, name: &'s str, place: Place) -> &mut NamedValue {
+    pub(super) fn named_value(&mut self, name: &'s str, place: Place) -> &mut NamedValue {
         let func = &mut self.func;
         self.values.entry(name).or_insert_with(|| NamedValue {
             value: func.add_value(DType::Index),
@@ -385,7 +386,7 @@ impl<'s> Parser<'s> {
     }
 
     /// Extents in square brackets. In a signature, a dim's first mention declares it.
-    fn shape(&mut self, declare: bool) -> Parsed<Vec<Extent>> {
+    pub(super) fn shape(&mut self, declare: bool) -> Parsed<Vec<Extent>> {
         self.expect("[")?;
         let extent = |p: &mut Self| {
             let place = p.place();
@@ -409,7 +410,7 @@ impl<'s> Parser<'s> {
         Ok(shape)
     }
 
-    fn declare_scalar(&mut self, name: String, value: Value, place: Place) -> Parsed<()> {
+    pub(super) fn declare_scalar(&mut self, name: String, value: Value, place: Place) -> Parsed<()> {
         if self.scalars.insert(name.clone(), value).is_some() {
             return Err(self.error_at(place, ParseErrorKind::DeclaredTwice { what: "dim or scalar parameter", name }));
         }
@@ -417,7 +418,7 @@ impl<'s> Parser<'s> {
     }
 
     /// A span, if one is written here.
-    fn written_span(&mut self) -> Parsed<Option<Span>> {
+    pub(super) fn written_span(&mut self) -> Parsed<Option<Span>> {
         if !self.eat("@") {
             return Ok(None);
         }
@@ -446,7 +447,7 @@ impl<'s> Parser<'s> {
     }
 
     /// Reads ops up to the end of the region or of the section.
-    fn ops(&mut self, region: Region) {
+    pub(super) fn ops(&mut self, region: Region) {
         while !(self.at("}") || *self.peek() == TokenKind::End || self.at_section()) {
             let start = self.at;
             if let Err(e) = self.op(region) {
@@ -540,186 +541,5 @@ impl<'s> Parser<'s> {
             }
             from = self.at;
         }
-    }
-
-    // Functions.
-
-    fn at_section(&self) -> bool {
-        match self.peek() {
-            TokenKind::Word("prelude" | "body") => *self.peek_at(1) == TokenKind::Punct(":"),
-            TokenKind::Word("grid") => *self.peek_at(1) == TokenKind::Punct("("),
-            _ => false,
-        }
-    }
-
-    fn at_func(&self) -> bool {
-        self.tokens[self.at].first && self.at_word("func")
-    }
-
-    fn funcs(&mut self) -> Vec<Func> {
-        let mut funcs = Vec::new();
-        while *self.peek() != TokenKind::End {
-            if !funcs.is_empty() && self.extra_func.is_none() {
-                self.extra_func = Some(self.place());
-            }
-            self.values.clear();
-            self.tiles.clear();
-            self.scalars.clear();
-            self.tensors.clear();
-            self.func = Func::new("", self.span());
-            if let Err(e) = self.function() {
-                self.errors.push(*e);
-                self.advance();
-                while !(self.at_func() || *self.peek() == TokenKind::End) {
-                    self.advance();
-                }
-            }
-            funcs.push(std::mem::replace(&mut self.func, Func::new("", Span::unknown())));
-        }
-        funcs
-    }
-
-    fn function(&mut self) -> Parsed<()> {
-        self.expect_word("func")?;
-        self.func.name = self.name("the function's name")?;
-        self.signature()?;
-        self.expect("{")?;
-        self.look_ahead_for_tiles();
-        if self.at_word("prelude") {
-            self.advance();
-            self.expect(":")?;
-            self.ops(self.func.prelude);
-        }
-        if self.eat_word("grid") {
-            self.grid()?;
-        }
-        self.expect_word("body")?;
-        self.expect(":")?;
-        self.ops(self.func.body);
-        self.expect("}")?;
-        let undefined: Vec<(Place, String)> = self
-            .values
-            .iter()
-            .filter(|(_, named)| named.defined.is_none())
-            .map(|(name, named)| (named.first_use, format!("%{name}")))
-            .collect();
-        for (place, name) in undefined {
-            let e = self.error_at(place, ParseErrorKind::Undefined(name));
-            self.errors.push(*e);
-        }
-        Ok(())
-    }
-
-    fn signature(&mut self) -> Parsed<()> {
-        self.expect("(")?;
-        while !self.at(")") {
-            self.param()?;
-            if !self.eat(",") {
-                break;
-            }
-        }
-        self.expect(")")?;
-        self.expect_word("threads")?;
-        self.func.threads = self.number("the number of threads")?;
-        if self.eat_word("order") {
-            self.func.block_order = match self.keyword("a block order", &["row_major", "panel"], |w| w)? {
-                "row_major" => BlockOrder::RowMajor,
-                _ => {
-                    self.expect("(")?;
-                    let width = self.number("the panel's width")?;
-                    self.expect(")")?;
-                    BlockOrder::Panel(width)
-                }
-            };
-        }
-        if let Some(span) = self.written_span()? {
-            self.func.span = span;
-        }
-        Ok(())
-    }
-
-    fn param(&mut self) -> Parsed<()> {
-        let (place, mut span) = (self.place(), self.span());
-        let name = self.name("a parameter's name")?;
-        self.expect(":")?;
-        let access = if self.eat_word("mut") { Access::Write } else { Access::Read };
-        if access == Access::Read && !self.at_word("tensor") {
-            let ty = self.dtype()?;
-            let value = self.func.add_scalar(name.clone(), ty);
-            return self.declare_scalar(name, value, place);
-        }
-        self.expect_word("tensor")?;
-        self.expect("<")?;
-        let dtype = self.dtype()?;
-        self.expect(",")?;
-        let shape = self.shape(true)?;
-        self.expect(">")?;
-        let strides = if self.eat_word("strided") { Strides::Dynamic } else { Strides::Contiguous };
-        if let Some(written) = self.written_span()? {
-            span = written;
-        }
-        let data = BufferData { name: name.clone(), dtype, scope: Scope::Global, shape, strides, span };
-        let buffer = self.func.add_tensor(data, access);
-        if self.tensors.insert(name.clone(), buffer).is_some() {
-            return Err(self.error_at(place, ParseErrorKind::DeclaredTwice { what: "tensor", name }));
-        }
-        Ok(())
-    }
-
-    /// Declares all tiles of the function's body, so that a use before the `alloc` is the verifier's to report.
-    fn look_ahead_for_tiles(&mut self) {
-        let start = self.at;
-        while !(self.at_func() || *self.peek() == TokenKind::End) {
-            if let TokenKind::Buffer(name) = *self.peek()
-                && *self.peek_at(1) == TokenKind::Punct("=")
-                && *self.peek_at(2) == TokenKind::Word("alloc")
-            {
-                self.at += 3;
-                // What is wrong with a type is reported when its line is read.
-                let data = self.tile_type(Span::unknown()).unwrap_or_else(|_| BufferData {
-                    name: String::new(),
-                    dtype: DType::F32,
-                    scope: Scope::Local,
-                    shape: Vec::new(),
-                    strides: Strides::Contiguous,
-                    span: Span::unknown(),
-                });
-                if !self.tiles.contains_key(name) {
-                    self.tiles.insert(name, self.func.buffers.push(data));
-                }
-            } else {
-                self.advance();
-            }
-        }
-        self.at = start;
-    }
-
-    fn grid(&mut self) -> Parsed<()> {
-        self.expect("(")?;
-        let mut names = Vec::new();
-        while let TokenKind::Value(name) = *self.peek() {
-            names.push((name, self.place()));
-            self.advance();
-            if !self.eat(",") {
-                break;
-            }
-        }
-        self.expect(")")?;
-        self.expect_word("in")?;
-        self.expect("(")?;
-        let grid = self.values()?;
-        self.expect(")")?;
-        self.func.grid = grid;
-        for (axis, (name, place)) in names.into_iter().enumerate() {
-            let named = self.named_value(name, place);
-            if named.defined.replace(DType::Index).is_some() {
-                let kind = ParseErrorKind::DeclaredTwice { what: "value", name: format!("%{name}") };
-                return Err(self.error_at(place, kind));
-            }
-            let value = named.value;
-            self.func.values[value].def = ValueDef::BlockId(axis as u32);
-            self.func.block_ids.push(value);
-        }
-        Ok(())
     }
 }
