@@ -20,6 +20,7 @@ pub mod op;
 pub mod prelude;
 pub mod span;
 pub mod text;
+pub mod verify;
 pub mod window;
 
 pub use builder::FuncBuilder;
@@ -37,4 +38,5 @@ pub use op::{
     ScanOp, ShuffleOp, UnaryOp, Visit, WarpRole,
 };
 pub use span::Span;
+pub use verify::{VerifyError, verify};
 pub use window::{Window, WindowAxis};
