@@ -19,7 +19,7 @@ pub enum Conversion {
     /// Every warp already has what it needs.
     Shuffles(ShufflePlan),
     /// Values change warps.
-    Shared(SharedPlan),
+    Shared(Box<SharedPlan>),
 }
 
 impl Conversion {
@@ -34,7 +34,7 @@ impl Conversion {
                 Some(registers) => Conversion::Registers(registers),
                 None => Conversion::Shuffles(plan),
             }),
-            None => Ok(Conversion::Shared(SharedPlan::new(source, target, dtype)?)),
+            None => Ok(Conversion::Shared(Box::new(SharedPlan::new(source, target, dtype)?))),
         }
     }
 }

@@ -19,8 +19,8 @@ fn carry_out(plan: &Conversion, source: &FragmentLayout, target: &FragmentLayout
     let mut out: Registers = vec![vec![None; target.regs_per_thread()]; target.threads()];
     match plan {
         Conversion::Registers(from) => {
-            for t in 0..target.threads() {
-                out[t] = from.iter().map(|&r| have[t][r].clone()).collect();
+            for (out, have) in out.iter_mut().zip(&have) {
+                *out = from.iter().map(|&r| have[r].clone()).collect();
             }
         }
         Conversion::Shuffles(plan) => {
@@ -32,34 +32,34 @@ fn carry_out(plan: &Conversion, source: &FragmentLayout, target: &FragmentLayout
                     }
                 }
             }
-            for t in 0..target.threads() {
+            for out in &mut out {
                 for &(to, from) in &plan.copies {
-                    out[t][to] = out[t][from].clone();
+                    out[to] = out[from].clone();
                 }
             }
         }
         Conversion::Shared(plan) => {
             let mut memory = BTreeMap::new();
-            for t in 0..source.threads() {
+            for (t, have) in have.iter().enumerate() {
                 for g in &plan.store.groups {
                     let Some(first) = source.coord(g[0], t) else { continue };
                     let base = plan.scratch.offset(&first);
                     assert!(base.is_multiple_of(plan.store.elems));
                     for (i, &r) in g.iter().enumerate() {
-                        memory.insert(base + i, have[t][r].clone());
+                        memory.insert(base + i, have[r].clone());
                     }
                 }
             }
-            for t in 0..target.threads() {
+            for (t, out) in out.iter_mut().enumerate() {
                 for g in &plan.load.groups {
                     let Some(first) = target.coord(g[0], t) else { continue };
                     let base = plan.scratch.offset(&first);
                     for (i, &r) in g.iter().enumerate() {
-                        out[t][r] = memory[&(base + i)].clone();
+                        out[r] = memory[&(base + i)].clone();
                     }
                 }
                 for &(to, from) in &plan.load.duplicates {
-                    out[t][to] = out[t][from].clone();
+                    out[to] = out[from].clone();
                 }
             }
         }
@@ -71,10 +71,10 @@ fn carry_out(plan: &Conversion, source: &FragmentLayout, target: &FragmentLayout
 fn check(source: &FragmentLayout, target: &FragmentLayout, dtype: DType) -> Conversion {
     let plan = Conversion::plan(source, target, dtype).unwrap();
     let got = carry_out(&plan, source, target);
-    for t in 0..target.threads() {
-        for r in 0..target.regs_per_thread() {
+    for (t, got) in got.iter().enumerate() {
+        for (r, got) in got.iter().enumerate() {
             if let Some(want) = target.coord(r, t) {
-                assert_eq!(got[t][r], Some(want), "register {r} of thread {t} by {plan:?}");
+                assert_eq!(*got, Some(want), "register {r} of thread {t} by {plan:?}");
             }
         }
     }
