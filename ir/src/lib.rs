@@ -6,6 +6,7 @@
 //!
 //! Depends on no other crate of the project and knows no backend.
 
+pub mod analysis;
 pub mod builder;
 pub mod diagnostic;
 mod dtype;
