@@ -172,7 +172,8 @@ impl LinearLayout {
     pub fn rename(&self, from: &str, to: impl Into<Cow<'static, str>>) -> Result<LinearLayout, LayoutError> {
         let to = to.into();
         let rename = |s: &Space| -> Result<Space, LayoutError> {
-            Space::new(s.dims().iter().map(|d| if d.name() == from { d.renamed(to.clone()) } else { d.clone() }))
+            let renamed = |d: &Dim| if d.name() == from { d.renamed(to.clone()) } else { Ok(d.clone()) };
+            Space::new(s.dims().iter().map(renamed).collect::<Result<Vec<_>, _>>()?)
         };
         if self.input.position(from).is_err() {
             self.output.position(from)?;

@@ -8,6 +8,9 @@ pub enum LayoutError {
     /// A dimension was given extent 0.
     #[error("dimension `{dim}` has extent 0; every layout dimension needs at least one point")]
     ZeroExtent { dim: String },
+    /// A name that the text form could not hold.
+    #[error("`{dim}` cannot name a layout dimension; use letters, digits and `_`, not starting with a digit")]
+    BadName { dim: String },
     /// A radix that is neither 2 nor odd.
     #[error(
         "dimension `{dim}` has a digit of radix {radix}; a digit is a bit (2) or odd, so split off its factors of 2"
@@ -29,7 +32,7 @@ pub enum LayoutError {
     ImageRank { dim: String, image: Vec<usize>, space: String, expected: usize, found: usize },
     /// A basis image lies outside the output space, or mixes odd digits with bits.
     #[error(
-        "digit of `{dim}` with radix {radix} cannot map to {image:?} in ({space}): a bit maps to output bits, an odd digit to one output digit of the same radix"
+        "digit of `{dim}` with radix {radix} cannot map to {image:?} in ({space}): a bit maps to output bits, an odd digit to output digits of the same radix"
     )]
     BadImage { dim: String, radix: usize, image: Vec<usize>, space: String },
     /// Two odd input digits were sent to the same output digit.

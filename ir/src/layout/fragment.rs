@@ -180,7 +180,8 @@ impl FragmentLayout {
             let left = self.map.output().to_string();
             return Err(LayoutError::SpaceMismatch { left, right: format!("axes {order:?}") });
         }
-        let output = Space::new(order.iter().enumerate().map(|(i, &axis)| dims[axis].renamed(tile_dim(i))))?;
+        let renamed = order.iter().enumerate().map(|(i, &axis)| dims[axis].renamed(tile_dim(i)));
+        let output = Space::new(renamed.collect::<Result<Vec<_>, _>>()?)?;
         let inputs = (0..3).map(|d| {
             let bases = self.map.bases(d).into_iter();
             let bases = bases.map(|b| Basis { image: order.iter().map(|&i| b.image[i]).collect(), ..b }).collect();

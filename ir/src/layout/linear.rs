@@ -9,7 +9,8 @@ use super::space::{Coord, Digit, Dim, Point, Space, canonical_radices};
 
 /// One input digit of a layout and where it goes: digit value 1 maps to the output point `image`.
 ///
-/// A bit may map to any set of output bits. An odd digit maps to one output digit of the same radix, or to nothing.
+/// A bit may map to any set of output bits. An odd digit may map to any set of output digits of the same radix, none of
+/// which another digit maps to; in practice that is one digit or none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Basis {
     /// 2 or odd.
@@ -30,7 +31,7 @@ impl Basis {
     }
 }
 
-/// A map between two digit spaces that is linear over GF(2) on the bits and moves odd digits unchanged.
+/// A map between two digit spaces that is linear over GF(2) on the bits and copies odd digits unchanged.
 ///
 /// See the [module documentation](super) for the mathematics. `==` compares the representation;
 /// [`LinearLayout::equivalent`] compares the functions.
@@ -82,22 +83,21 @@ impl LinearLayout {
                 return Err(bad());
             }
             let Point { bits, odds } = output.split(&image);
-            let mut set = odds.iter().enumerate().filter(|&(_, &v)| v != 0);
+            let set: Vec<usize> = (0..odds.len()).filter(|&o| odds[o] != 0).collect();
             if radix == 2 {
-                if set.next().is_some() {
+                if !set.is_empty() {
                     return Err(bad());
                 }
                 columns.push(bits);
                 continue;
             }
-            match (bits, set.next(), set.next()) {
-                (0, None, None) => {}
-                (0, Some((digit, &1)), None) if output.odds()[digit].radix == radix => {
-                    if sources[digit].replace(odd).is_some() {
-                        return Err(LayoutError::OddDigitTaken { digit, space: output.to_string() });
-                    }
+            if bits != 0 || set.iter().any(|&o| odds[o] != 1 || output.odds()[o].radix != radix) {
+                return Err(bad());
+            }
+            for digit in set {
+                if sources[digit].replace(odd).is_some() {
+                    return Err(LayoutError::OddDigitTaken { digit, space: output.to_string() });
                 }
-                _ => return Err(bad()),
             }
             odd += 1;
         }

@@ -10,11 +10,14 @@ mod memory;
 mod query;
 mod shuffle;
 mod space;
+mod text;
 
 pub mod instances;
 
 #[cfg(test)]
 mod convert_tests;
+#[cfg(test)]
+mod law_tests;
 
 pub use algebra::Replication;
 pub use convert::{Conversion, SharedPlan};

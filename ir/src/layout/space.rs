@@ -6,6 +6,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use super::error::LayoutError;
+use super::text::is_name;
 
 /// A point of a [`Space`]: one integer per dimension, in the order of the dimensions.
 pub type Coord = SmallVec<[usize; 4]>;
@@ -23,7 +24,7 @@ pub struct Dim {
 impl Dim {
     /// The canonical digits of `extent`: its factors of two first, the odd rest as one digit on top.
     pub fn new(name: impl Into<Cow<'static, str>>, extent: usize) -> Result<Dim, LayoutError> {
-        let name = name.into();
+        let name = checked(name.into())?;
         if extent == 0 {
             return Err(LayoutError::ZeroExtent { dim: name.into_owned() });
         }
@@ -32,15 +33,15 @@ impl Dim {
 
     /// A dimension with the digits `radices`, least significant first.
     pub fn with_radices(name: impl Into<Cow<'static, str>>, radices: &[usize]) -> Result<Dim, LayoutError> {
-        let name = name.into();
+        let name = checked(name.into())?;
         if let Some(&radix) = radices.iter().find(|&&r| r != 2 && (r < 3 || r % 2 == 0)) {
             return Err(LayoutError::BadRadix { dim: name.into_owned(), radix });
         }
         Ok(Dim { name, radices: radices.into() })
     }
 
-    pub(super) fn renamed(&self, name: Cow<'static, str>) -> Dim {
-        Dim { name, radices: self.radices.clone() }
+    pub(super) fn renamed(&self, name: Cow<'static, str>) -> Result<Dim, LayoutError> {
+        Ok(Dim { name: checked(name)?, radices: self.radices.clone() })
     }
 
     /// This dimension with the digits of `high` on top of its own.
@@ -73,6 +74,10 @@ impl Dim {
     pub fn low_bits(&self) -> usize {
         self.radices.iter().take_while(|&&r| r == 2).count()
     }
+}
+
+fn checked(name: Cow<'static, str>) -> Result<Cow<'static, str>, LayoutError> {
+    if is_name(&name) { Ok(name) } else { Err(LayoutError::BadName { dim: name.into_owned() }) }
 }
 
 /// The radices of `extent` with all factors of two at the low end; `extent` must not be 0.
