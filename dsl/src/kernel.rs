@@ -11,7 +11,8 @@ use std::sync::Arc;
 use zellige_ir::diagnostic::Diagnostic;
 use zellige_ir::{Access, BufferData, Const, Element, Extent, Func, Scope, Span, Strides, Value};
 use zellige_runtime::{
-    Arg, DeviceTensor, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, Stream, TensorSpec,
+    Arg, BuildTimes, Device, DeviceTensor, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, Stream,
+    TensorSpec, bind,
 };
 
 /// Identity of a launcher: the kernel function, its type arguments and its compile-time parameters.
@@ -51,11 +52,22 @@ pub trait Kernel: Send + Sync {
         self.record(&Sizes::new())
     }
 
+    /// Makes the kernel ready for these arguments without running it, and says what that took.
+    ///
+    /// # Errors
+    /// As [`launch_args`](Self::launch_args).
+    fn prepare(&self, device: &Device, args: &[Arg<'_>]) -> Result<BuildTimes, LaunchError> {
+        let signature = self.signature();
+        let sizes = bind(&signature, args)?;
+        let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
+        device.prepare(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, &sizes)
+    }
+
     /// Runs the kernel on untyped arguments.
     ///
     /// # Errors
     /// If an argument does not fit, the kernel cannot be built, or the device fails.
-    fn launch_args(&self, stream: &Stream, args: &mut [Arg<'_>]) -> Result<(), LaunchError> {
+    fn launch_args(&self, stream: &Stream, args: &[Arg<'_>]) -> Result<(), LaunchError> {
         let signature = self.signature();
         let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
         stream.launch(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, args)

@@ -1,3 +1,11 @@
-//! DeepSeek-V4 kernels written in zellige, and the references they are checked against.
+//! The DeepSeek-V4 kernel library: kernels written in the zellige language, their references, and what the
+//! command line and the tests need to know about them.
+//!
+//! A folder holds one family, a file one kernel: the config, the kernel, its [`library::LibraryKernel`] entry with
+//! problems of known answers. [`mod@reference`] shares no code with the kernels.
 
+pub mod gemm;
+pub mod inputs;
+pub mod library;
 pub mod reference;
+pub mod run;

@@ -8,5 +8,5 @@ pub mod launch;
 pub mod tensor;
 
 pub use device::{BuildTimes, Device, Stream};
-pub use launch::{Arg, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, TensorSpec};
+pub use launch::{Arg, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, TensorSpec, bind};
 pub use tensor::{DeviceTensor, DynTensor, TensorError};

@@ -320,7 +320,7 @@ fn launcher(args: &KernelArgs, f: &ItemFn, params: &[Param]) -> TokenStream {
             #vis fn launch(&self, __stream: &::zellige::__rt::Stream, #(#host_params),*)
                 -> ::core::result::Result<(), ::zellige::__rt::LaunchError>
             {
-                ::zellige::Kernel::launch_args(self, __stream, &mut [#(#host_args),*])
+                ::zellige::Kernel::launch_args(self, __stream, &[#(#host_args),*])
             }
         }
 

@@ -63,5 +63,7 @@ fn import_tensor(t: &DynTensor) -> TensorArg {
     let n = t.byte_range().len();
     // SAFETY: the launch holds the tensor's storage, and its bytes span this range.
     let bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) }.to_vec();
-    TensorArg { dtype: t.dtype(), shape: t.shape().to_vec(), strides: t.strides().to_vec(), bytes, init: None }
+    let arg = TensorArg::new(t.dtype(), t.shape(), bytes);
+    // An empty tensor's strides are the storage's own business.
+    if t.is_contiguous() { arg } else { TensorArg { strides: t.strides().to_vec(), ..arg } }
 }

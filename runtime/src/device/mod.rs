@@ -162,7 +162,7 @@ impl Stream {
     ///
     /// # Errors
     /// If an argument does not fit, the kernel cannot be built, or the device fails.
-    pub fn launch(&self, kernel: &Recordable<'_>, args: &mut [Arg<'_>]) -> Result<(), LaunchError> {
+    pub fn launch(&self, kernel: &Recordable<'_>, args: &[Arg<'_>]) -> Result<(), LaunchError> {
         let name = kernel.signature.kernel;
         let sizes = bind(kernel.signature, args)?;
         let loaded = self.device.loaded(kernel, &sizes)?;

@@ -1,0 +1,199 @@
+//! Dense GEMM in bf16, f16 or f32 with fp32 accumulation, all transposes.
+
+use crate::inputs::{Inputs, output, sample_rows};
+use crate::library::{
+    Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
+};
+use crate::reference::codec;
+use crate::reference::gemm as reference;
+use crate::reference::metrics::{Tolerance, compare};
+use zellige::TuneValue;
+use zellige::prelude::*;
+use zellige_ir::DType;
+
+/// Tile sizes of [`dense_gemm`] and the orientation of its operands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+#[tune(constraint = bm * bn <= 128 * 256)]
+pub struct GemmConfig {
+    #[tune(64, 128, 256)]
+    pub bm: usize,
+    #[tune(64, 128, 256)]
+    pub bn: usize,
+    #[tune(32, 64, 128)]
+    pub bk: usize,
+    #[tune(2..=5)]
+    pub stages: usize,
+    #[tune(128, 256)]
+    pub threads: usize,
+    /// `a` lies as [K, M].
+    pub a_transposed: bool,
+    /// `b` lies as [K, N]; otherwise as [N, K], a weight's usual layout.
+    pub b_transposed: bool,
+}
+
+impl Default for GemmConfig {
+    fn default() -> GemmConfig {
+        GemmConfig { bm: 128, bn: 128, bk: 64, stages: 3, threads: 128, a_transposed: false, b_transposed: false }
+    }
+}
+
+/// `C[m, n] = alpha * sum_k A[m, k] B[n, k]`, accumulated in fp32 in a fixed order of `k`, so that the bits of a row do
+/// not depend on `m`. `a` is [M, K] or, transposed, [K, M]; `b` is [N, K] or, transposed, [K, N].
+#[kernel(static_dims(b0, b1))]
+pub fn dense_gemm<E: Float, C: Float>(
+    t: T,
+    #[dims(a0, a1)] a: &Tensor<E, 2>,
+    #[dims(b0, b1)] b: &Tensor<E, 2>,
+    #[dims(m, n)] c: &mut Tensor<C, 2>,
+    alpha: Expr<f32>,
+    #[comptime] cfg: GemmConfig,
+) {
+    let GemmConfig { bm, bn, bk, .. } = cfg;
+    let (m, n) = (c.dim(0), c.dim(1));
+    let k = a.dim(if cfg.a_transposed { 0 } else { 1 });
+    let [bx, by] = t.grid([n.ceil_div(bn), m.ceil_div(bm)], cfg.threads);
+    let a_s = t.shared::<E, 2>(if cfg.a_transposed { [bk, bm] } else { [bm, bk] });
+    let b_s = t.shared::<E, 2>(if cfg.b_transposed { [bk, bn] } else { [bn, bk] });
+    let acc = t.fragment::<f32, 2>([bm, bn]);
+    t.clear(acc);
+    for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
+        let (row, col, depth) = (by * bm, bx * bn, ko * bk);
+        t.copy(if cfg.a_transposed { a.at((depth, row)) } else { a.at((row, depth)) }, a_s);
+        t.copy(if cfg.b_transposed { b.at((depth, col)) } else { b.at((col, depth)) }, b_s);
+        match (cfg.a_transposed, cfg.b_transposed) {
+            (false, false) => t.gemm(a_s, b_s.t(), acc),
+            (false, true) => t.gemm(a_s, b_s, acc),
+            (true, false) => t.gemm(a_s.t(), b_s.t(), acc),
+            (true, true) => t.gemm(a_s.t(), b_s, acc),
+        }
+    }
+    for (i, j) in t.parallel((bm, bn)) {
+        acc[(i, j)] *= alpha;
+    }
+    t.cast(acc, c.at((by * bm, bx * bn)));
+}
+
+/// The library's entry.
+pub struct Entry;
+
+/// Rows of a large result that are compared; each takes N * K multiplications of the reference.
+const SAMPLED_ROWS: usize = 48;
+
+fn launcher(dtype: DType, out: DType, cfg: GemmConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    Ok(match (dtype, out) {
+        (DType::BF16, DType::BF16) => Box::new(DenseGemm::<bf16, bf16>::new(cfg)),
+        (DType::BF16, DType::F32) => Box::new(DenseGemm::<bf16, f32>::new(cfg)),
+        (DType::F16, DType::F16) => Box::new(DenseGemm::<f16, f16>::new(cfg)),
+        (DType::F32, DType::F32) => Box::new(DenseGemm::<f32, f32>::new(cfg)),
+        _ => {
+            let known = "bf16 into bf16 or f32, f16 into f16, f32 into f32";
+            return Err(ProblemError::Unsupported(format!("no gemm of {dtype} into {out}; there is {known}")));
+        }
+    })
+}
+
+/// A product of m x k by k x n with random operands.
+fn problem(m: usize, n: usize, k: usize, dtype: DType, out: DType, cfg: GemmConfig) -> Result<Problem, ProblemError> {
+    let mut inputs = Inputs::new(1);
+    let a_shape = if cfg.a_transposed { [k, m] } else { [m, k] };
+    let b_shape = if cfg.b_transposed { [k, n] } else { [n, k] };
+    let a = inputs.normal(dtype, &a_shape, 1.0)?;
+    let b = inputs.normal(dtype, &b_shape, 1.0)?;
+    let alpha = 0.5f32;
+    let args = vec![
+        Value::Tensor(a),
+        Value::Tensor(b),
+        Value::Tensor(output(out, &[m, n])?),
+        Value::Scalar(zellige_ir::Const::f32(alpha)),
+    ];
+    let work = Work::of(&args).flops(2.0 * m as f64 * n as f64 * k as f64);
+    let verify = move |args: &[Value]| {
+        let (a, b, c) = (args[0].f32s(), args[1].f32s(), args[2].f32s());
+        let product = reference::Gemm {
+            m,
+            n,
+            k,
+            alpha: f64::from(alpha),
+            a: &a[..],
+            op_a: if cfg.a_transposed { reference::Op::T } else { reference::Op::N },
+            b: &b[..],
+            op_b: if cfg.b_transposed { reference::Op::N } else { reference::Op::T },
+        };
+        let rows = sample_rows(m, if m * n * k > 1 << 28 { SAMPLED_ROWS } else { m });
+        let mut want = product.rows(&rows);
+        if out == DType::BF16 {
+            want = codec::bf16_round_all(&want);
+        }
+        let got: Vec<f32> = rows.iter().flat_map(|r| c[r * n..(r + 1) * n].iter().copied()).collect();
+        vec![Comparison { output: "c", verdict: compare(&got, &want, Tolerance::CalcDiff(1e-5)) }]
+    };
+    Ok(Problem { kernel: launcher(dtype, out, cfg)?, args, work, verify: Box::new(verify) })
+}
+
+fn case(m: usize, n: usize, k: usize, dtype: DType, out: DType, cfg: GemmConfig) -> Case {
+    let layout = match (cfg.a_transposed, cfg.b_transposed) {
+        (false, false) => "nt",
+        (false, true) => "nn",
+        (true, false) => "tt",
+        (true, true) => "tn",
+    };
+    let name = format!("m={m} n={n} k={k} {dtype}->{out} {layout}");
+    Case::new(name, cfg, move |cfg| problem(m, n, k, dtype, out, cfg))
+}
+
+/// The four orientations of the operands.
+fn orientations(cfg: GemmConfig) -> impl Iterator<Item = GemmConfig> {
+    [(false, false), (false, true), (true, true), (true, false)]
+        .into_iter()
+        .map(move |(a_transposed, b_transposed)| GemmConfig { a_transposed, b_transposed, ..cfg })
+}
+
+impl LibraryKernel for Entry {
+    fn info(&self) -> Info {
+        Info {
+            name: "gemm",
+            family: Family::Gemm,
+            summary: "dense matrix product with fp32 accumulation, all transposes",
+            equation: "C[m,n] = alpha * sum_k A[m,k] B[n,k]",
+            tolerance: "calc_diff < 1e-5",
+            source: "V4 specification 5; DeepGEMM bf16_gemm_{nt,nn,tn,tt}",
+        }
+    }
+
+    fn settings(&self) -> Box<dyn Settings> {
+        Box::new(GemmConfig::default())
+    }
+
+    fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
+        let cfg = apply(GemmConfig::default(), settings)?;
+        let dtype = dtypes.get("a").copied().unwrap_or(DType::BF16);
+        launcher(dtype, dtypes.get("c").copied().unwrap_or(dtype), cfg)
+    }
+
+    fn cases(&self, scale: Scale) -> Vec<Case> {
+        let (bf16, f32) = (DType::BF16, DType::F32);
+        let cfg = GemmConfig::default();
+        match scale {
+            Scale::Small => {
+                let small = GemmConfig { bm: 64, bn: 64, bk: 32, ..cfg };
+                let mut cases: Vec<Case> = orientations(small).map(|c| case(65, 72, 40, bf16, bf16, c)).collect();
+                for (m, n, k) in [(0, 64, 64), (1, 8, 8), (7, 130, 96), (64, 64, 0)] {
+                    cases.push(case(m, n, k, bf16, bf16, small));
+                }
+                cases.push(case(33, 48, 100, f32, f32, small));
+                cases.push(case(64, 64, 64, DType::F16, DType::F16, small));
+                cases.push(case(16, 24, 64, bf16, f32, small));
+                cases
+            }
+            Scale::Representative => vec![case(4096, 2048, 1024, bf16, bf16, cfg)],
+            Scale::Full => orientations(cfg)
+                .map(|c| case(4096, 4096, 512, bf16, bf16, c))
+                .chain(
+                    [(1, 4096, 7168), (64, 2112, 7168), (128, 7168, 2048), (4096, 576, 7168)]
+                        .map(|(m, n, k)| case(m, n, k, bf16, bf16, cfg)),
+                )
+                .chain([case(128, 256, 7168, bf16, f32, cfg)])
+                .collect(),
+        }
+    }
+}

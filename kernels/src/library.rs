@@ -1,0 +1,256 @@
+//! What the command line and the tests know about a kernel: its metadata, its settings, and problems with
+//! known answers.
+//!
+//! A kernel file declares one [`LibraryKernel`] and the list in [`all`] names it. Everything else (`list`,
+//! `describe`, `check`, `bench`, `run`, the generated documentation, the test suite) works from that.
+
+use crate::reference::metrics::Verdict;
+use zellige::runtime::{DynTensor, TensorError};
+use zellige::{Kernel, Tune, TuneError, TuneField, TuneValue};
+use zellige_ir::Const;
+
+/// Which part of the library a kernel belongs to; also its folder.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Family {
+    Gemm,
+    Attention,
+    Norm,
+    Quant,
+    Mhc,
+    Moe,
+    Optim,
+    Engram,
+}
+
+impl Family {
+    pub const ALL: [Family; 8] = [
+        Family::Gemm,
+        Family::Attention,
+        Family::Norm,
+        Family::Quant,
+        Family::Mhc,
+        Family::Moe,
+        Family::Optim,
+        Family::Engram,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Gemm => "gemm",
+            Family::Attention => "attention",
+            Family::Norm => "norm",
+            Family::Quant => "quant",
+            Family::Mhc => "mhc",
+            Family::Moe => "moe",
+            Family::Optim => "optim",
+            Family::Engram => "engram",
+        }
+    }
+}
+
+/// What a kernel is, for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Info {
+    /// Unique, as given on the command line.
+    pub name: &'static str,
+    pub family: Family,
+    /// One line.
+    pub summary: &'static str,
+    /// What it computes, as an equation.
+    pub equation: &'static str,
+    /// How its result is compared with the reference.
+    pub tolerance: &'static str,
+    /// Where the definition comes from.
+    pub source: &'static str,
+}
+
+/// Which problems of a kernel are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Scale {
+    /// Small and edge shapes, quick enough for the interpreter and the simulator.
+    Small,
+    /// One problem at the size of DeepSeek-V4: what a bare `zellige` runs.
+    Representative,
+    /// Every size of DeepSeek-V4 that the kernel is used at.
+    Full,
+}
+
+/// A config struct whose type is not known: fields by name.
+pub trait Settings: Send + Sync {
+    fn fields(&self) -> Vec<TuneField>;
+    fn get(&self, name: &str) -> Option<TuneValue>;
+    /// # Errors
+    /// If there is no such field, or it cannot hold the value.
+    fn set(&mut self, name: &str, value: TuneValue) -> Result<(), TuneError>;
+    /// # Errors
+    /// The text of the first constraint that does not hold.
+    fn legal(&self) -> Result<(), &'static str>;
+}
+
+impl<C: Tune> Settings for C {
+    fn fields(&self) -> Vec<TuneField> {
+        C::fields()
+    }
+    fn get(&self, name: &str) -> Option<TuneValue> {
+        Tune::get(self, name)
+    }
+    fn set(&mut self, name: &str, value: TuneValue) -> Result<(), TuneError> {
+        Tune::set(self, name, value)
+    }
+    fn legal(&self) -> Result<(), &'static str> {
+        Tune::legal(self)
+    }
+}
+
+/// An argument that a problem brings along.
+#[derive(Clone, Debug)]
+pub enum Value {
+    Tensor(DynTensor),
+    Scalar(Const),
+}
+
+impl Value {
+    /// The tensor's elements as f32, exact for every type up to 32 bits of f32 precision.
+    ///
+    /// # Panics
+    /// If this is a scalar, or the tensor is being written: a problem's own mistake.
+    pub fn f32s(&self) -> Vec<f32> {
+        match self {
+            Value::Tensor(t) => {
+                t.to_f64_vec().expect("nobody writes the tensor now").iter().map(|&v| v as f32).collect()
+            }
+            Value::Scalar(c) => vec![c.as_f64() as f32],
+        }
+    }
+}
+
+/// Tensors and scalars for a kernel, and how to tell whether it did its work.
+pub struct Problem {
+    pub kernel: Box<dyn Kernel>,
+    /// In the order of the kernel's signature; outputs are allocated and hold something other than the answer.
+    pub args: Vec<Value>,
+    pub work: Work,
+    /// Compares the outputs with the reference.
+    pub verify: Verify,
+}
+
+/// Compares the arguments after a launch with the reference, output by output.
+pub type Verify = Box<dyn Fn(&[Value]) -> Vec<Comparison> + Send + Sync>;
+
+/// The verdict on one output.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// The parameter's name.
+    pub output: &'static str,
+    pub verdict: Verdict,
+}
+
+/// What a problem asks of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations, if they bound the kernel; else 0.
+    pub flops: f64,
+    /// Bytes that must be moved: every input read once, every output written once.
+    pub bytes: f64,
+}
+
+impl Work {
+    /// The bytes of the arguments, each moved once.
+    pub fn of(args: &[Value]) -> Work {
+        let bytes = args
+            .iter()
+            .map(|a| match a {
+                Value::Tensor(t) => t.byte_len() as f64,
+                Value::Scalar(_) => 0.0,
+            })
+            .sum();
+        Work { flops: 0.0, bytes }
+    }
+
+    /// The same with so many operations.
+    #[must_use]
+    pub fn flops(self, flops: f64) -> Work {
+        Work { flops, ..self }
+    }
+}
+
+/// A named problem, built when it is wanted.
+pub struct Case {
+    /// Sizes and options, such as `m=4096 n=7168 k=2048 bf16 nt`.
+    pub name: String,
+    /// Builds the problem; `settings` are changes to the kernel's config, given on the command line.
+    pub build: Box<dyn Fn(&[(String, TuneValue)]) -> Result<Problem, ProblemError> + Send + Sync>,
+}
+
+impl Case {
+    /// A case of a kernel with a config of type `C`.
+    pub fn new<C: Tune>(
+        name: impl Into<String>,
+        config: C,
+        build: impl Fn(C) -> Result<Problem, ProblemError> + Send + Sync + 'static,
+    ) -> Case {
+        Case {
+            name: name.into(),
+            build: Box::new(move |settings| {
+                let config = apply(config.clone(), settings)?;
+                build(config)
+            }),
+        }
+    }
+}
+
+/// `config` with changes, checked against its constraints.
+///
+/// # Errors
+/// If a field does not exist or cannot hold the value, or a constraint is violated.
+pub fn apply<C: Tune>(mut config: C, settings: &[(String, TuneValue)]) -> Result<C, ProblemError> {
+    for (name, value) in settings {
+        Tune::set(&mut config, name, *value)?;
+    }
+    Tune::legal(&config).map_err(|c| ProblemError::Illegal(c.to_owned()))?;
+    Ok(config)
+}
+
+/// Why a problem or a kernel cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProblemError {
+    #[error(transparent)]
+    Setting(#[from] TuneError),
+    #[error("the config violates `{0}`")]
+    Illegal(String),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// A kernel of the library.
+pub trait LibraryKernel: Sync {
+    fn info(&self) -> Info;
+
+    /// The config it runs with unless told otherwise.
+    fn settings(&self) -> Box<dyn Settings>;
+
+    /// A launcher with the default config changed by `settings`, for tensors of the user's own.
+    /// `dtypes` are the element types of the given arguments by parameter name, for kernels that take several.
+    ///
+    /// # Errors
+    /// If a setting or an element type does not fit.
+    fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError>;
+
+    /// Problems with known answers.
+    fn cases(&self, scale: Scale) -> Vec<Case>;
+}
+
+/// Element types by parameter name.
+pub type Dtypes = std::collections::BTreeMap<String, zellige_ir::DType>;
+
+/// Every kernel, by family and name.
+pub fn all() -> &'static [&'static dyn LibraryKernel] {
+    &[&crate::gemm::dense::Entry]
+}
+
+/// The kernel called `name`.
+pub fn find(name: &str) -> Option<&'static dyn LibraryKernel> {
+    all().iter().copied().find(|k| k.info().name == name)
+}
