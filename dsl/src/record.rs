@@ -110,5 +110,11 @@ pub(crate) fn record(
         return Err(RecordError { kernel: name.to_owned(), diagnostics: done.diagnostics });
     }
     let func = done.builder.finish();
-    Ok(func)
+    match zellige_ir::verify::verify(&func) {
+        Ok(()) => Ok(func),
+        Err(errors) => {
+            let diagnostics = errors.iter().map(Diagnostic::from).collect();
+            Err(RecordError { kernel: name.to_owned(), diagnostics })
+        }
+    }
 }
