@@ -2,6 +2,7 @@
 //!
 //! Depends on `zellige-ir` and `zellige-codegen`; knows no particular kernel.
 
+pub mod cache;
 pub mod device;
 pub mod io;
 pub mod launch;
