@@ -56,20 +56,33 @@ impl SharedPlan {
     /// The scratch layout with the least traffic among row-major, padded and swizzled ones.
     pub fn new(source: &FragmentLayout, target: &FragmentLayout, dtype: DType) -> Result<SharedPlan, LayoutError> {
         comparable(source, target)?;
-        let mut best: Option<SharedPlan> = None;
+        let align = 128 / dtype.bits();
+        let mut best: Option<(usize, MemoryLayout, VectorAccess, VectorAccess)> = None;
         for scratch in scratch_layouts(source.shape(), dtype)? {
-            let align = 128 / dtype.bits();
             let store = source.vectorize(&scratch, dtype, align)?;
             let load = target.vectorize(&scratch, dtype, align)?;
-            let traffic = source.bank_use(&scratch, dtype, &store, 0) + target.bank_use(&scratch, dtype, &load, 0);
-            let plan = SharedPlan { scratch, store, load, traffic };
-            let cost = |p: &SharedPlan| (p.traffic.wavefronts + p.traffic.accesses, p.scratch.span());
-            if best.as_ref().is_none_or(|b| cost(&plan) < cost(b)) {
-                best = Some(plan);
+            let cost = estimate(source, &scratch, dtype, &store) + estimate(target, &scratch, dtype, &load);
+            if best.as_ref().is_none_or(|b| (cost, scratch.span()) < (b.0, b.1.span())) {
+                best = Some((cost, scratch, store, load));
             }
         }
-        best.ok_or_else(|| LayoutError::Rank { what: "scratch layout", expected: 1, shape: source.shape().to_vec() })
+        let none = || LayoutError::Rank { what: "scratch layout", expected: 1, shape: source.shape().to_vec() };
+        let (_, scratch, store, load) = best.ok_or_else(none)?;
+        let traffic = source.bank_use(&scratch, dtype, &store, 0) + target.bank_use(&scratch, dtype, &load, 0);
+        Ok(SharedPlan { scratch, store, load, traffic })
     }
+}
+
+/// Instructions and wavefronts of the first warp, extrapolated from a few accesses: linear layouts make them alike, and
+/// many candidates are compared.
+fn estimate(fragment: &FragmentLayout, scratch: &MemoryLayout, dtype: DType, access: &VectorAccess) -> usize {
+    const SAMPLES: usize = 8;
+    let step = access.groups.len().div_ceil(SAMPLES).max(1);
+    let groups: Vec<Vec<usize>> = access.groups.iter().step_by(step).cloned().collect();
+    let samples = groups.len().max(1);
+    let sampled = VectorAccess { elems: access.elems, groups, duplicates: Vec::new() };
+    let traffic = fragment.bank_use(scratch, dtype, &sampled, 0);
+    (traffic.accesses + traffic.wavefronts) * access.groups.len() / samples
 }
 
 /// Candidates, simplest first: an equal cost keeps the simplest.

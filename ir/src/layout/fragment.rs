@@ -221,3 +221,67 @@ impl LinearLayout {
 fn place(point: &[usize]) -> (usize, usize) {
     (point[0], point[1] + WARP * point[2])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::instances::{blocked, mma, wgmma};
+
+    #[test]
+    fn dropping_an_axis_keeps_each_result_once_per_thread() {
+        let rows = wgmma::accumulator(64).unwrap().drop_dim(1).unwrap();
+        assert_eq!((rows.shape(), rows.regs_per_thread(), rows.threads()), (&[64][..], 2, 128));
+        assert_eq!(rows.coord(1, 5).unwrap().as_slice(), [9]);
+        assert_eq!(rows.owners(&[9]), [(1, 4), (1, 5), (1, 6), (1, 7)]);
+        let cols = wgmma::accumulator(24).unwrap().drop_dim(0).unwrap();
+        assert_eq!((cols.shape(), cols.regs_per_thread()), (&[24][..], 6));
+        assert_eq!(cols.replication().count(), 8 * 4);
+        // The middle of three axes: later axes move down.
+        let f = blocked(&[4, 6, 8], 32, 2).unwrap().drop_dim(1).unwrap();
+        assert_eq!(f.shape(), [4, 8]);
+        assert!(f.drop_dim(2).is_err());
+    }
+
+    #[test]
+    fn permuting_axes() {
+        let f = mma::c().permute(&[1, 0]).unwrap();
+        assert_eq!(f.shape(), [8, 16]);
+        assert_eq!(f.coord(3, 5).unwrap().as_slice(), [3, 9]);
+        assert!(mma::c().permute(&[0, 0]).is_err());
+    }
+
+    #[test]
+    fn tiling_by_blocks() {
+        let blocks = LinearLayout::builder(&[REGISTER, LANE, WARP_DIM], &["dim0", "dim1"])
+            .tile(REGISTER, 3, "dim1")
+            .tile(WARP_DIM, 2, "dim0")
+            .build()
+            .unwrap();
+        assert_eq!(mma::c().tiled(&blocks).unwrap(), mma::c_tile([32, 24], [2, 1]).unwrap());
+    }
+
+    #[test]
+    fn owners_are_all_places_of_an_element() {
+        for f in [blocked(&[3, 20], 96, 4).unwrap(), mma::a_tile([32, 16], 16, [2, 2]).unwrap()] {
+            for i in 0..f.shape()[0] {
+                for j in 0..f.shape()[1] {
+                    let at = |&(r, t): &(usize, usize)| f.coord(r, t).is_some_and(|c| c.as_slice() == [i, j]);
+                    let all = (0..f.threads()).flat_map(|t| (0..f.regs_per_thread()).map(move |r| (r, t)));
+                    let want: Vec<_> = all.filter(at).collect();
+                    assert_eq!(f.owners(&[i, j]), want);
+                    assert_eq!(want.iter().filter(|p| f.is_primary(p.0, p.1)).collect::<Vec<_>>(), [&f.owner(&[i, j])]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn maps_that_are_no_fragments_are_refused() {
+        let map =
+            |lanes| LinearLayout::builder(&[REGISTER, LANE, WARP_DIM], &["dim0"]).tile(LANE, lanes, "dim0").build();
+        assert!(matches!(FragmentLayout::exact(map(16).unwrap()), Err(LayoutError::FragmentInputs { .. })));
+        assert!(matches!(FragmentLayout::new(&[33], map(32).unwrap()), Err(LayoutError::ShapeNotCovered { .. })));
+        let hole = "register[] lane[(1) (2) (4) (8) (32)] warp[] -> (dim0: 64)".parse().unwrap();
+        assert_eq!(FragmentLayout::exact(hole), Err(LayoutError::NotSurjective { missing: 1 }));
+    }
+}
