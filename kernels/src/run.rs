@@ -2,7 +2,7 @@
 
 use crate::library::{Comparison, Problem, Value, Work};
 use std::time::{Duration, Instant};
-use zellige::runtime::{Arg, BuildTimes, LaunchError, ParamSpec, Stream};
+use zellige::runtime::{Arg, BuildTimes, LaunchError, ParamSpec, Sizes, Stream, bind};
 use zellige_ir::Access;
 
 /// What a run of a problem showed.
@@ -72,4 +72,12 @@ fn arguments(problem: &Problem) -> Vec<Arg<'_>> {
             Value::Tensor(t) => Arg::Read(t),
         })
         .collect()
+}
+
+/// The extents of the dims in a problem.
+///
+/// # Errors
+/// If the problem's own arguments disagree.
+pub fn sizes(problem: &Problem) -> Result<Sizes, LaunchError> {
+    bind(&problem.kernel.signature(), &arguments(problem))
 }

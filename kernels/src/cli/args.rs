@@ -1,0 +1,143 @@
+//! What the user can type.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use zellige::TuneValue;
+
+/// DeepSeek-V4 kernels, compiled for this machine and checked against their references.
+///
+/// Without a command, checks one V4-sized problem of every kernel.
+#[derive(Parser, Debug)]
+#[command(name = "zellige", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// List the kernels.
+    List(List),
+    /// Compile kernels, run them on problems with known answers, and compare.
+    Check(Check),
+    /// Show a kernel's arguments, dims and config space.
+    Describe(Describe),
+    /// Run a kernel on tensors of your own.
+    Run(Run),
+    /// Show a stage of a kernel's compilation.
+    Emit(Emit),
+}
+
+#[derive(clap::Args, Debug)]
+pub struct List {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args, Debug, Default)]
+pub struct Check {
+    /// Kernels to check; all of them if none is named.
+    pub kernels: Vec<String>,
+    /// Where to run: cpu or interp.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Which problems: small edge cases, one of V4 size, or all of V4 size.
+    #[arg(long, value_enum, default_value_t)]
+    pub scale: ScaleArg,
+    /// Only problems whose name contains this.
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Config field to change, as `name=value`.
+    #[arg(long = "set", value_parser = setting)]
+    pub settings: Vec<(String, TuneValue)>,
+    /// Timed launches after the first; the fastest counts.
+    #[arg(long, default_value_t = 2)]
+    pub repeats: usize,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A [`Scale`](crate::library::Scale) on the command line.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScaleArg {
+    Small,
+    #[default]
+    Representative,
+    Full,
+}
+
+impl From<ScaleArg> for crate::library::Scale {
+    fn from(s: ScaleArg) -> Self {
+        match s {
+            ScaleArg::Small => Self::Small,
+            ScaleArg::Representative => Self::Representative,
+            ScaleArg::Full => Self::Full,
+        }
+    }
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Describe {
+    pub kernel: String,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Run {
+    pub kernel: String,
+    /// Tensors by parameter name (.safetensors), or one tensor (.npy) for a kernel with one input.
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: PathBuf,
+    /// Where the written tensors go (.safetensors).
+    #[arg(long = "out", value_name = "FILE")]
+    pub output: PathBuf,
+    /// Scalar argument, config field, or extent of a dim that no input has, as `name=value`.
+    #[arg(long = "set", value_parser = text_setting)]
+    pub settings: Vec<(String, String)>,
+    /// Where to run: cpu or interp.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Emit {
+    pub kernel: String,
+    #[arg(long, value_enum, default_value_t)]
+    pub stage: StageArg,
+    /// Use the sizes and options of the problem whose name contains this.
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Config field to change, as `name=value`.
+    #[arg(long = "set", value_parser = setting)]
+    pub settings: Vec<(String, TuneValue)>,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A stage of the compilation.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StageArg {
+    /// Tile IR as the kernel records it.
+    #[default]
+    Tile,
+}
+
+fn text_setting(s: &str) -> Result<(String, String), String> {
+    s.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("`{s}` is not `name=value`"))
+}
+
+fn setting(s: &str) -> Result<(String, TuneValue), String> {
+    let (name, value) = text_setting(s)?;
+    value.parse().map(|v| (name, v)).map_err(|e: zellige::TuneError| e.to_string())
+}

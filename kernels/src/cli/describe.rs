@@ -1,0 +1,114 @@
+//! `zellige describe`.
+
+use super::{Passed, args, lookup};
+use crate::library::{Dtypes, Scale};
+use anyhow::Result;
+use serde::Serialize;
+use zellige::runtime::ParamSpec;
+use zellige_ir::Access;
+
+#[derive(Serialize)]
+struct Description {
+    kernel: &'static str,
+    family: &'static str,
+    summary: &'static str,
+    equation: &'static str,
+    tolerance: &'static str,
+    source: &'static str,
+    doc: &'static str,
+    arguments: Vec<Argument>,
+    static_dims: Vec<&'static str>,
+    config: Vec<Field>,
+    cases: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Argument {
+    name: &'static str,
+    access: &'static str,
+    dtype: &'static str,
+    dims: Vec<String>,
+    strided: bool,
+}
+
+#[derive(Serialize)]
+struct Field {
+    name: &'static str,
+    default: String,
+    values: Vec<String>,
+}
+
+pub fn run(args: &args::Describe) -> Result<Passed> {
+    let entry = lookup::kernel(&args.kernel)?;
+    let info = entry.info();
+    let signature = entry.instantiate(&[], &Dtypes::new())?.signature();
+    let settings = entry.settings();
+    let description = Description {
+        kernel: info.name,
+        family: info.family.name(),
+        summary: info.summary,
+        equation: info.equation,
+        tolerance: info.tolerance,
+        source: info.source,
+        doc: signature.doc,
+        arguments: signature.params.iter().map(argument).collect(),
+        static_dims: signature.static_dims.to_vec(),
+        config: settings
+            .fields()
+            .into_iter()
+            .map(|f| Field {
+                name: f.name,
+                default: settings.get(f.name).map(|v| v.to_string()).unwrap_or_default(),
+                values: f.values.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        cases: entry.cases(Scale::Full).into_iter().map(|c| c.name).collect(),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&description)?);
+    } else {
+        print_text(&description);
+    }
+    Ok(true)
+}
+
+fn argument(p: &ParamSpec) -> Argument {
+    match p {
+        ParamSpec::Scalar { name, dtype } => {
+            Argument { name, access: "scalar", dtype: dtype.name(), dims: Vec::new(), strided: false }
+        }
+        ParamSpec::Tensor(t) => Argument {
+            name: t.name,
+            access: match t.access {
+                Access::Read => "read",
+                Access::Write => "write",
+            },
+            dtype: t.dtype.name(),
+            dims: t.dims.iter().map(ToString::to_string).collect(),
+            strided: t.strided,
+        },
+    }
+}
+
+fn print_text(d: &Description) {
+    println!("{} ({}): {}\n\n  {}\n", d.kernel, d.family, d.summary, d.equation);
+    println!("{}\n\ntolerance  {}\nsource     {}\n", d.doc, d.tolerance, d.source);
+    println!("arguments");
+    for a in &d.arguments {
+        let shape = if a.dims.is_empty() { String::new() } else { format!("[{}]", a.dims.join(", ")) };
+        let strided = if a.strided { ", rows may lie apart" } else { "" };
+        println!("  {:<16} {:<7} {}{shape}{strided}", a.name, a.access, a.dtype);
+    }
+    if !d.static_dims.is_empty() {
+        println!("\ncompiled for each value of: {}", d.static_dims.join(", "));
+    }
+    println!("\nconfig");
+    for f in &d.config {
+        let values = if f.values.is_empty() { String::new() } else { format!("  of {}", f.values.join(", ")) };
+        println!("  {:<16} {}{values}", f.name, f.default);
+    }
+    println!("\nproblems at the sizes of DeepSeek-V4");
+    for c in &d.cases {
+        println!("  {c}");
+    }
+}

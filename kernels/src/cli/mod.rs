@@ -1,0 +1,36 @@
+//! The command line: arguments, dispatch, and how errors reach the user. One file a command.
+
+mod args;
+mod check;
+mod describe;
+mod emit;
+mod list;
+mod lookup;
+mod run;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// A command's result: did everything pass?
+type Passed = bool;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = args::Cli::parse();
+    let result = match args.command {
+        None => check::run(&args::Check { json: args.json, ..args::Check::default() }),
+        Some(args::Command::List(a)) => list::run(&a),
+        Some(args::Command::Check(a)) => check::run(&a),
+        Some(args::Command::Describe(a)) => describe::run(&a),
+        Some(args::Command::Run(a)) => run::run(&a),
+        Some(args::Command::Emit(a)) => emit::run(&a),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("zellige: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
