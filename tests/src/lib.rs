@@ -1,1 +1,3 @@
-//! (skeleton)
+//! Shared machinery of zellige's end-to-end and differential tests: filetests and random programs.
+
+pub mod filetest;
