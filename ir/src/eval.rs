@@ -140,7 +140,7 @@ fn int_binary(op: BinaryOp, x: Const, y: Const) -> Result<Const, EvalError> {
     use BinaryOp::*;
     let ty = x.dtype();
     let (a, b) = (x.bits(), y.bits());
-    let (sa, sb) = (a as i64, b as i64);
+    let (sa, sb) = (x.as_i64(), y.as_i64());
     let signed = ty.is_signed_int();
     let amount = (b as u32) % ty.bits() as u32;
     let bits = match op {

@@ -420,8 +420,8 @@ fn bounds_and_initialisation() {
     assert_eq!(
         summary(&errors),
         [
-            ("`$1` [1] is read before it is written".to_owned(), 5, vec![3]),
-            ("`$1` [4] is written but its shape is [4]".to_owned(), 6, vec![3]),
+            ("`$0` [1] is read before it is written".to_owned(), 5, vec![3]),
+            ("`$0` [4] is written but its shape is [4]".to_owned(), 6, vec![3]),
         ]
     );
     assert_eq!(values(&args[0]), [0.0, 6.0]);

@@ -14,6 +14,7 @@ use crate::numerics::{Const, bitcast, cast};
 use crate::op::{LoopKind, OpKind};
 use crate::prelude::Launch;
 use crate::span::Span;
+use crate::text::Names;
 use crate::window::Window;
 use smallvec::SmallVec;
 
@@ -149,7 +150,10 @@ impl<'f> Machine<'f> {
     pub fn get(&mut self, op: Op, v: Value) -> Step<Const> {
         match self.env[v.index()] {
             Some(c) => Ok(c),
-            None => self.malformed(op, format!("{v} is used before it is computed")),
+            None => {
+                let name = Names::new(self.func).value(self.func, v);
+                self.malformed(op, format!("{name} is used before it is computed"))
+            }
         }
     }
 
@@ -170,7 +174,7 @@ impl<'f> Machine<'f> {
     /// The name of a buffer in messages.
     pub fn name(&self, buffer: Buffer) -> String {
         let name = &self.func.buffers[buffer].name;
-        if name.is_empty() { buffer.to_string() } else { name.clone() }
+        if name.is_empty() { Names::new(self.func).buffer(self.func, buffer) } else { name.clone() }
     }
 
     /// Position of an element; `None` outside, which is an error unless the buffer is global.

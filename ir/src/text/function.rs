@@ -59,9 +59,11 @@ impl Parser<'_> {
         if self.eat_word("grid") {
             self.grid()?;
         }
+        self.line_start = self.at;
         self.expect_word("body")?;
         self.expect(":")?;
         self.ops(self.func.body);
+        self.line_start = self.at;
         self.expect("}")?;
         let undefined: Vec<(Place, String)> = self
             .values

@@ -1,7 +1,7 @@
 //! What values and buffers are called in a function's text.
 
 use super::lex::{is_plain_name, quote};
-use crate::func::{Buffer, Dim, Func, Param, Region, Scope, Value, ValueDef};
+use crate::func::{Buffer, BufferData, Dim, Func, Param, Region, Scope, Value, ValueDef};
 use crate::op::{OpKind, Visit};
 use std::collections::HashMap;
 
@@ -53,7 +53,7 @@ impl Names {
     }
 
     fn number_buffer(&mut self, func: &Func, b: Buffer) {
-        if func.buffers.get(b).is_some_and(|data| data.scope != Scope::Global) {
+        if func.buffers.get(b).is_some_and(|data| !is_named(data)) {
             let next = self.buffers.len() as u32;
             self.buffers.entry(b).or_insert(next);
         }
@@ -83,7 +83,7 @@ impl Names {
     /// The spelling of a buffer: a tensor's name, or `$` and a number.
     pub fn buffer(&self, func: &Func, b: Buffer) -> String {
         match (func.buffers.get(b), self.buffers.get(&b)) {
-            (Some(data), _) if data.scope == Scope::Global => plain_or_quoted(&data.name),
+            (Some(data), _) if is_named(data) => plain_or_quoted(&data.name),
             (_, Some(number)) => format!("${number}"),
             (_, None) => format!("$?{b:?}").replace("?$", "?"),
         }
@@ -93,6 +93,11 @@ impl Names {
     pub fn dim(&self, func: &Func, dim: Dim) -> String {
         func.dims.get(dim).map_or_else(|| format!("?{dim:?}"), |data| plain_or_quoted(&data.name))
     }
+}
+
+/// True for tensors; a global buffer that is no parameter has no name, which the verifier objects to.
+fn is_named(data: &BufferData) -> bool {
+    data.scope == Scope::Global && !data.name.is_empty()
 }
 
 /// A name as it stands in text.

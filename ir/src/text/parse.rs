@@ -78,6 +78,8 @@ pub(crate) struct Parser<'s> {
     pub(super) tensors: HashMap<String, Buffer>,
     /// Words that start an op, with the name of its row.
     heads: HashMap<&'static str, &'static str>,
+    /// The first token of the op or section being read.
+    pub(super) line_start: usize,
     /// Span written in the op being read.
     op_span: Option<Span>,
     /// Where a second function starts.
@@ -98,6 +100,7 @@ impl<'s> Parser<'s> {
             scalars: HashMap::new(),
             tensors: HashMap::new(),
             heads: OpKind::heads().into_iter().collect(),
+            line_start: 0,
             op_span: None,
             extra_func: None,
         };
@@ -198,11 +201,11 @@ impl<'s> Parser<'s> {
         self.error_at(place, ParseErrorKind::Expected { expected: what.to_owned(), found })
     }
 
-    /// The error of finding the next token instead of `what`.
+    /// The error of finding the next token instead of `what`, or the end of the line if an op goes on there.
     pub fn expected(&self, what: &str) -> Box<ParseError> {
         let next = &self.tokens[self.at];
         match self.at.checked_sub(1).map(|before| &self.tokens[before]) {
-            Some(before) if next.first => {
+            Some(before) if next.first && self.at != self.line_start => {
                 self.expected_at((before.line, before.end_col), what, "the end of the line".into())
             }
             _ => self.expected_at((next.line, next.col), what, next.kind.to_string()),
@@ -460,6 +463,7 @@ impl<'s> Parser<'s> {
     fn op(&mut self, region: Region) -> Parsed<()> {
         let mut span = self.span();
         self.op_span = None;
+        self.line_start = self.at;
         let row = self.row()?;
         let kind = match OpKind::parse_fields(row, self) {
             Ok(kind) => kind,
@@ -492,7 +496,11 @@ impl<'s> Parser<'s> {
             TokenKind::Word(_) => Some(&line[0]),
             TokenKind::Value(_) | TokenKind::Buffer(_) => {
                 let equals = line.iter().position(|t| t.kind == TokenKind::Punct("="));
-                equals.and_then(|at| line.get(at + 1))
+                let Some(equals) = equals else {
+                    let place = (line[0].line, line[line.len() - 1].end_col);
+                    return Err(self.expected_at(place, "`=` and an op", "the end of the line".into()));
+                };
+                line.get(equals + 1)
             }
             _ => None,
         };

@@ -245,7 +245,7 @@ fn signature_mistakes() {
         ("func f() threads many {", "1:18: expected the number of threads, found `many`"),
         ("func f() threads 1 order diagonal {", "1:26: expected a block order, found `diagonal`"),
         ("func f() threads 1 {\ngrid (%a, %a) in (1, 1)\nbody:\n}", "2:11: value `%a` is declared twice"),
-        ("func f() threads 1 {\nbody:", "2:6: expected `}`, found the end of the line"),
+        ("func f() threads 1 {\nbody:", "2:6: expected `}`, found the end of the text"),
     ] {
         let errors = parse_func(text).expect_err(text);
         assert_eq!(errors[0].to_string(), expected, "{text}");

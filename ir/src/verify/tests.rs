@@ -36,7 +36,8 @@ fn ids_of_nothing_are_reported_and_end_the_check() {
     let append = |f: &mut Func, kind| {
         f.append(f.body, kind, Span::unknown());
     };
-    let corruptions: [(&str, &dyn Fn(&mut Func, Value)); 8] = [
+    type Corruption<'a> = &'a dyn Fn(&mut Func, Value);
+    let corruptions: [(&str, Corruption<'_>); 8] = [
         ("grid", &|f, _| f.grid = vec![nothing()]),
         ("block", &|f, _| f.block_ids = vec![nothing()]),
         ("body", &|f, _| f.body = nothing::<Region>()),
@@ -97,6 +98,40 @@ fn windows_fit_their_buffer() {
         assert_eq!(rules(&f), [Rule::WindowAxes]);
         assert!(f.to_text().contains("fill 0.0f32 -> $0["), "{f}");
     }
+}
+
+/// The parser reports these already.
+#[test]
+fn names_and_dims_are_distinct_and_known() {
+    let signature = |build: fn(&mut FuncBuilder)| {
+        let mut b = FuncBuilder::new("f", Span::unknown());
+        build(&mut b);
+        let one = b.index(1);
+        b.grid(&[one], 32);
+        rules(&b.finish())
+    };
+    assert_eq!(
+        signature(|b| {
+            let (m, n) = (b.func_mut().add_dim("m"), b.func_mut().add_dim("m"));
+            b.tensor("x", DType::F32, vec![Extent::Dynamic(m), Extent::Dynamic(n)], Access::Read);
+        }),
+        [Rule::Names]
+    );
+    assert_eq!(
+        signature(|b| {
+            let m = b.func_mut().add_dim("m");
+            b.tensor("x", DType::F32, vec![Extent::Dynamic(m)], Access::Read);
+            b.tensor("x", DType::F32, vec![], Access::Read);
+            b.func_mut().add_scalar("m", DType::I32);
+        }),
+        [Rule::Names, Rule::Names]
+    );
+    assert_eq!(
+        signature(|b| {
+            b.func_mut().add_dim("m");
+        }),
+        [Rule::Dims]
+    );
 }
 
 #[test]

@@ -64,15 +64,14 @@ impl Verifier<'_> {
             Some(at) => {
                 let end = i128::from(at) + extent as i128;
                 if at < 0 || end > limit as i128 {
-                    let message = format!(
-                        "elements {at} to {} of axis {axis} of {name} are accessed, which has {limit}",
-                        end - 1
-                    );
+                    let which =
+                        if extent == 1 { format!("element {at}") } else { format!("elements {at} to {}", end - 1) };
+                    let message = format!("{which} of axis {axis} of {name}, which has {limit}");
                     self.buffer_violation(Rule::WindowBounds, b, message);
                 }
             }
             None if extent > limit => {
-                let message = format!("{extent} elements along axis {axis} of {name} are accessed, which has {limit}");
+                let message = format!("{extent} elements of axis {axis} of {name}, which has {limit}");
                 self.buffer_violation(Rule::WindowBounds, b, message);
             }
             None => {}

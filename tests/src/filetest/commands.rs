@@ -6,8 +6,14 @@ use zellige_ir::interp::{Arg, Interpreter};
 use zellige_ir::{Diagnostic, Func, text, verify};
 
 /// Commands on functions as they stand in the file.
-pub const IR: &[(&str, Command)] =
-    &[("parse", parse), ("print", print), ("roundtrip", round_trip), ("report", report), ("verify", verify_all), ("run", run)];
+pub const IR: &[(&str, Command)] = &[
+    ("parse", parse),
+    ("print", print),
+    ("roundtrip", round_trip),
+    ("report", report),
+    ("verify", verify_all),
+    ("run", run),
+];
 
 /// The functions, or the parser's errors.
 fn funcs(file: &TestFile) -> Result<Vec<Func>, Outcome> {

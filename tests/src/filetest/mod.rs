@@ -96,7 +96,8 @@ impl TestFile {
             } else if let Some((0, inputs)) = comment(line, "run") {
                 file.runs.push(Run { line: n, inputs: inputs.to_owned(), outputs: Vec::new() });
             } else if let Some((0, output)) = comment(line, "out") {
-                let run = file.runs.last_mut().ok_or_else(|| format!("{}:{n}: `out` before any `run`", path.display()))?;
+                let run =
+                    file.runs.last_mut().ok_or_else(|| format!("{}:{n}: `out` before any `run`", path.display()))?;
                 run.outputs.push(output.to_owned());
             } else if let Some((_, errors)) = comment(line, "error") {
                 file.errors.extend(errors.split("; error:").map(|e| (n, e.trim().to_owned())));
@@ -174,7 +175,12 @@ impl TestFile {
             if printed != checks {
                 let at = (0..).find(|&i| printed.get(i) != checks.get(i)).unwrap_or(0);
                 let shown = |lines: &[&str]| lines.get(at).map_or("nothing".to_owned(), |line| format!("`{line}`"));
-                differences.push(format!("check line {}: expected {}, found {}", at + 1, shown(&checks), shown(&printed)));
+                differences.push(format!(
+                    "check line {}: expected {}, found {}",
+                    at + 1,
+                    shown(&checks),
+                    shown(&printed)
+                ));
             }
         }
         for (run, found) in self.runs.iter().zip(outcome.outputs.iter().flatten()) {
