@@ -1,1 +1,3 @@
-//! (skeleton)
+//! Lowerings of tile IR to machines. This crate launches nothing.
+
+pub mod cpu;

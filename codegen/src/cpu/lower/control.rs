@@ -1,0 +1,108 @@
+//! Loops, branches and assertions.
+
+use super::rep::{Rep, W};
+use super::scalar::logical_not;
+use super::{Lower, Result};
+use crate::cpu::abi::FailureKind;
+use crate::cpu::loopir::Val;
+use zellige_ir::{BinaryOp, DType, Def, LoopKind, Op, Region, Value};
+
+/// An unrolled loop of more iterations than this stays a loop.
+const MAX_UNROLL: i64 = 16;
+
+impl Lower<'_> {
+    pub(super) fn for_loop(
+        &mut self,
+        at: Op,
+        kind: LoopKind,
+        indices: &[Def],
+        extents: &[Value],
+        body: Region,
+    ) -> Result {
+        let vars: Vec<Value> = indices.iter().map(|d| d.0).collect();
+        let extents: Vec<Val> = extents.iter().map(|v| self.get_uniform(*v)).collect();
+        match kind {
+            LoopKind::Parallel | LoopKind::Vectorized => self.parallel(&vars, &extents, body),
+            LoopKind::Persistent => {
+                let [n, ..] = extents[..] else { return Ok(()) };
+                // This block's iterations: block, block + blocks, ..
+                let left = self.b.sub(n, self.block);
+                let blocks = self.blocks;
+                let mine = self.index_quotient(BinaryOp::CeilDiv, left, blocks);
+                let zero = self.b.i64(0);
+                let _ = at;
+                self.counted(zero, mine, 1, &mut |l, i| {
+                    let skipped = l.b.mul(i, blocks);
+                    let index = l.b.add(l.block, skipped);
+                    l.set(vars[0], Rep::Uni(index));
+                    l.region(body)
+                })
+            }
+            LoopKind::Unrolled
+                if extents.iter().all(|n| self.b.as_const(*n).is_some_and(|n| n <= MAX_UNROLL))
+                    && self.func.regions[body].ops.len() <= 24 =>
+            {
+                let counts: Vec<i64> = extents.iter().map(|n| self.b.as_const(*n).unwrap_or(0)).collect();
+                let total: i64 = counts.iter().map(|n| (*n).max(0)).product();
+                for i in 0..total {
+                    let mut rest = i;
+                    for (v, n) in vars.iter().zip(&counts).rev() {
+                        let c = self.b.i64(rest % n);
+                        rest /= n;
+                        self.set(*v, Rep::Uni(c));
+                    }
+                    self.region(body)?;
+                }
+                Ok(())
+            }
+            // Copies run where they stand: there is nothing to wait for.
+            LoopKind::Serial | LoopKind::Unrolled | LoopKind::Pipelined { .. } => {
+                let wide = self.wide;
+                self.box_loop(&extents, None, 1, &mut |l, point| {
+                    l.wide = wide;
+                    for (v, rep) in vars.iter().zip(point) {
+                        l.set(*v, *rep);
+                    }
+                    l.region(body)
+                })
+            }
+        }
+    }
+
+    pub(super) fn if_op(&mut self, _at: Op, cond: Value, then_body: Region, else_body: Region) -> Result {
+        let c = self.get_uniform(cond);
+        match self.b.as_const(c) {
+            Some(0) => return self.region(else_body),
+            Some(_) => return self.region(then_body),
+            None => {}
+        }
+        self.b.begin_if(c);
+        self.region(then_body)?;
+        self.b.begin_else(&[]);
+        self.region(else_body)?;
+        self.b.end_if(&[]);
+        Ok(())
+    }
+
+    pub(super) fn while_op(&mut self, before: Region, cond: Value, body: Region) -> Result {
+        self.b.begin_while();
+        self.region(before)?;
+        let c = self.get_uniform(cond);
+        self.b.begin_while_body(c);
+        self.region(body)?;
+        self.b.end_while();
+        Ok(())
+    }
+
+    pub(super) fn assert(&mut self, at: Op, cond: Value, message: &str) {
+        let rep = self.get(cond);
+        let lanes = match rep {
+            Rep::Uni(v) => vec![v],
+            _ => self.as_lanes(rep, DType::Bool)[..W].to_vec(),
+        };
+        for ok in lanes {
+            let bad = logical_not(&mut self.b, ok);
+            self.exit_if(bad, at, FailureKind::Assert { message: message.to_owned() });
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Copies and fills of windows.
+
+use super::access::Guard;
+use super::rep::{Rep, W};
+use super::{Lower, Result, Storage, Stride};
+use crate::cpu::loopir::{BinOp, IntCc, Ty, Val};
+use zellige_ir::numerics::{Const, cast};
+use zellige_ir::{Op, Value, Window};
+
+/// A window with its buffer and the values of its offsets.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub storage: Storage,
+    pub offsets: Vec<Val>,
+    /// Buffer axis of each window axis.
+    pub axes: Vec<usize>,
+    pub shape: Vec<usize>,
+}
+
+impl View {
+    /// Buffer indices of a window point.
+    pub(crate) fn index(&self, l: &mut Lower<'_>, point: &[Rep]) -> Vec<Rep> {
+        let mut idx: Vec<Rep> = self.offsets.iter().map(|v| Rep::Uni(*v)).collect();
+        for (&axis, &p) in self.axes.iter().zip(point) {
+            idx[axis] = l.add_index(idx[axis], p);
+        }
+        idx
+    }
+
+    /// Distance of neighbours along a window axis, in cells.
+    pub(crate) fn stride(&self, axis: usize) -> Stride {
+        self.storage.strides[self.axes[axis]]
+    }
+
+    /// The window axis along which elements are neighbours.
+    pub(crate) fn unit_axis(&self) -> Option<usize> {
+        (0..self.axes.len()).rev().find(|&a| self.stride(a) == Stride::Const(1))
+    }
+}
+
+impl Lower<'_> {
+    pub(crate) fn view(&mut self, at: Op, w: &Window) -> Result<View> {
+        let storage = self.storage(w.buffer, at)?;
+        let offsets: Vec<Val> = w.offsets.iter().map(|v| self.get_uniform(*v)).collect();
+        let view = View {
+            storage,
+            offsets,
+            axes: w.axes.iter().map(|a| usize::from(a.axis)).collect(),
+            shape: w.shape().to_vec(),
+        };
+        if !view.storage.global {
+            self.check_view(at, w, &view);
+        }
+        Ok(view)
+    }
+
+    /// With bounds checks on, leaves the kernel if a window of a tile sticks out.
+    fn check_view(&mut self, at: Op, w: &Window, view: &View) {
+        if w.is_empty() {
+            return;
+        }
+        let first: Vec<Rep> = view.offsets.iter().map(|v| Rep::Uni(*v)).collect();
+        self.check_tile_access(at, w.buffer, &view.storage, &first);
+        let ends: Vec<Rep> = view.shape.iter().map(|n| Rep::Uni(self.b.i64(*n as i64 - 1))).collect();
+        let last = view.index(self, &ends);
+        self.check_tile_access(at, w.buffer, &view.storage, &last);
+    }
+
+    /// Buffer indices of a point of a window.
+    pub(crate) fn window_point(&mut self, w: &Window, point: &[Rep]) -> Vec<Rep> {
+        let mut idx: Vec<Rep> = w.offsets.iter().map(|v| Rep::Uni(self.get_uniform(*v))).collect();
+        for (axis, &p) in w.axes.iter().zip(point) {
+            let a = usize::from(axis.axis);
+            idx[a] = self.add_index(idx[a], p);
+        }
+        idx
+    }
+
+    pub(crate) fn add_index(&mut self, x: Rep, y: Rep) -> Rep {
+        match (x, y) {
+            (Rep::Uni(a), Rep::Uni(b)) => Rep::Uni(self.b.add(a, b)),
+            (Rep::Uni(a), Rep::Lin { base, step }) | (Rep::Lin { base, step }, Rep::Uni(a)) => {
+                Rep::Lin { base: self.b.add(a, base), step }
+            }
+            _ => {
+                let ty = zellige_ir::DType::Index;
+                let (a, b) = (self.as_lanes(x, ty), self.as_lanes(y, ty));
+                Rep::Lanes(std::array::from_fn(|i| self.b.add(a[i], b[i])))
+            }
+        }
+    }
+
+    /// A condition under which the whole window is inside its tensor.
+    pub(crate) fn view_inside(&mut self, v: &View) -> Val {
+        let mut cond = self.b.bits(Ty::I8, 1);
+        if !v.storage.global {
+            return cond;
+        }
+        let zero = self.b.i64(0);
+        for (axis, &offset) in v.offsets.iter().enumerate() {
+            let extent = v.axes.iter().position(|a| *a == axis).map_or(1, |a| v.shape[a]);
+            let last = self.b.add_imm(offset, extent as i64 - 1);
+            let above = self.b.icmp(IntCc::Sge, offset, zero);
+            let below = self.b.icmp(IntCc::Slt, last, v.storage.extents[axis]);
+            cond = self.and(cond, above);
+            cond = self.and(cond, below);
+        }
+        cond
+    }
+
+    /// The part of a window that is inside its tensor, as `lo..hi` for each axis of the window. Empty along the first axis if a
+    /// fixed axis is outside.
+    pub(crate) fn clip(&mut self, v: &View) -> Vec<(Val, Val)> {
+        let zero = self.b.i64(0);
+        let mut box_: Vec<(Val, Val)> = Vec::new();
+        for (&axis, &n) in v.axes.iter().zip(&v.shape) {
+            let n = self.b.i64(n as i64);
+            if !v.storage.global {
+                box_.push((zero, n));
+                continue;
+            }
+            let (offset, extent) = (v.offsets[axis], v.storage.extents[axis]);
+            let before = self.b.sub(zero, offset);
+            let lo = self.b.bin(BinOp::SMax, before, zero);
+            let left = self.b.sub(extent, offset);
+            let hi = self.b.bin(BinOp::SMin, left, n);
+            box_.push((lo, hi));
+        }
+        if v.storage.global {
+            for (axis, &offset) in v.offsets.iter().enumerate().filter(|(a, _)| !v.axes.contains(a)) {
+                let inside = self.b.icmp(IntCc::Ult, offset, v.storage.extents[axis]);
+                if let Some(first) = box_.first_mut() {
+                    first.1 = self.b.select(inside, first.1, first.0);
+                }
+            }
+        }
+        box_
+    }
+
+    /// Copies `src` to `dst`, both known to be inside along `range` (one `lo..hi` for each window axis).
+    pub(crate) fn copy_inside(&mut self, src: &View, dst: &View, range: &[(Val, Val)]) -> Result {
+        let (from, to) = (src.storage.dtype, dst.storage.dtype);
+        let axis = self.copy_axis(src, dst);
+        let extents: Vec<Val> = range.iter().map(|&(lo, hi)| self.b.sub(hi, lo)).collect();
+        let axis = axis.filter(|&a| self.b.as_const(extents[a]).is_none_or(|n| n >= W as i64));
+        self.box_loop(&extents, axis, 4, &mut |l, point| {
+            let at: Vec<Rep> = point.iter().zip(range).map(|(&p, &(lo, _))| l.add_index(p, Rep::Uni(lo))).collect();
+            let (i, o) = (src.index(l, &at), dst.index(l, &at));
+            let v = l.load_elem(&src.storage, &i, Guard::Inside);
+            let v = l.cast(v, from, to);
+            l.store_elem(&dst.storage, &o, v, Guard::Inside);
+            Ok(())
+        })
+    }
+
+    /// The window axis to move four elements along.
+    fn copy_axis(&self, src: &View, dst: &View) -> Option<usize> {
+        let unit = |v: &View, a: usize| i64::from(v.stride(a) == Stride::Const(1));
+        (0..src.shape.len()).max_by_key(|&a| (unit(src, a) + unit(dst, a), a))
+    }
+
+    fn whole(&mut self, shape: &[usize]) -> Vec<(Val, Val)> {
+        shape.iter().map(|n| (self.b.i64(0), self.b.i64(*n as i64))).collect()
+    }
+
+    pub(super) fn copy(&mut self, at: Op, src: &Window, dst: &Window, pad: Const) -> Result {
+        if src == dst {
+            return Ok(());
+        }
+        let (s, d) = (self.view(at, src)?, self.view(at, dst)?);
+        if src.buffer == dst.buffer && s.storage.global {
+            // Padding first would destroy what an in-place copy is to keep.
+            return self.copy_checked(&s, &d, pad);
+        }
+        self.copy_views(&s, &d, pad)
+    }
+
+    /// Copies element by element, each with its own check.
+    fn copy_checked(&mut self, s: &View, d: &View, pad: Const) -> Result {
+        let (from, to) = (s.storage.dtype, d.storage.dtype);
+        let pad = self.immediate(from, pad.bits());
+        let extents: Vec<Val> = s.shape.iter().map(|n| self.b.i64(*n as i64)).collect();
+        self.box_loop(&extents, None, 1, &mut |l, point| {
+            let (i, o) = (s.index(l, point), d.index(l, point));
+            let v = l.load_elem(&s.storage, &i, Guard::Check(pad));
+            let v = l.cast(v, from, to);
+            l.store_elem(&d.storage, &o, v, Guard::Check(pad));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn copy_views(&mut self, s: &View, d: &View, pad: Const) -> Result {
+        let (src_inside, dst_inside) = (self.view_inside(s), self.view_inside(d));
+        let inside = self.and(src_inside, dst_inside);
+        let whole = self.whole(&s.shape);
+        match self.b.as_const(inside) {
+            Some(1) => self.copy_inside(s, d, &whole),
+            _ => {
+                self.b.begin_if(inside);
+                self.copy_inside(s, d, &whole)?;
+                self.b.begin_else(&[]);
+                self.copy_edge(s, d, pad)?;
+                self.b.end_if(&[]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies what is inside both, and pads the rest of what is inside the destination.
+    fn copy_edge(&mut self, s: &View, d: &View, pad: Const) -> Result {
+        let pad = cast(pad, d.storage.dtype);
+        let value = self.immediate(d.storage.dtype, pad.bits());
+        let target = self.clip(d);
+        if s.storage.global {
+            self.fill_inside(d, &target, Rep::Uni(value))?;
+        }
+        let source = self.clip(s);
+        let both: Vec<(Val, Val)> = source
+            .into_iter()
+            .zip(target)
+            .map(|((a, b), (c, d))| (self.b.bin(BinOp::SMax, a, c), self.b.bin(BinOp::SMin, b, d)))
+            .collect();
+        if both.is_empty() {
+            // A single element.
+            let cond = self.view_inside(s);
+            let and = self.view_inside(d);
+            let cond = self.and(cond, and);
+            self.b.begin_if(cond);
+            self.copy_inside(s, d, &[])?;
+            self.b.end_if(&[]);
+            return Ok(());
+        }
+        self.copy_inside(s, d, &both)
+    }
+
+    /// Sets the elements of `range`, known to be inside.
+    pub(crate) fn fill_inside(&mut self, d: &View, range: &[(Val, Val)], value: Rep) -> Result {
+        if range.is_empty() {
+            let cond = self.view_inside(d);
+            self.b.begin_if(cond);
+            let idx = d.index(self, &[]);
+            self.store_elem(&d.storage, &idx, value, Guard::Inside);
+            self.b.end_if(&[]);
+            return Ok(());
+        }
+        let axis = d.unit_axis().or(Some(d.shape.len() - 1));
+        let extents: Vec<Val> = range.iter().map(|&(lo, hi)| self.b.sub(hi, lo)).collect();
+        let axis = axis.filter(|&a| self.b.as_const(extents[a]).is_none_or(|n| n >= W as i64));
+        self.box_loop(&extents, axis, 4, &mut |l, point| {
+            let at: Vec<Rep> = point.iter().zip(range).map(|(&p, &(lo, _))| l.add_index(p, Rep::Uni(lo))).collect();
+            let idx = d.index(l, &at);
+            l.store_elem(&d.storage, &idx, value, Guard::Inside);
+            Ok(())
+        })
+    }
+
+    pub(super) fn fill(&mut self, at: Op, dst: &Window, value: Value) -> Result {
+        let d = self.view(at, dst)?;
+        let (rep, ty) = (self.get(value), self.func.ty(value));
+        let rep = self.cast(rep, ty, d.storage.dtype);
+        let range = self.clip(&d);
+        self.fill_inside(&d, &range, rep)
+    }
+}

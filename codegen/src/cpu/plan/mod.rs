@@ -1,0 +1,7 @@
+//! Decisions about memory that precede lowering: how each tile lies in memory, and where in the arena.
+
+mod arena;
+mod layout;
+
+pub(crate) use arena::{Arena, arena};
+pub(crate) use layout::{Cell, Layout, layouts};
