@@ -266,7 +266,10 @@ fn index_arithmetic() {
 
 #[test]
 fn division_by_zero_leaves_with_its_place() {
-    use zellige_codegen::cpu::{CpuOptions, FailureKind, run::{RunError, run}};
+    use zellige_codegen::cpu::{
+        CpuOptions, FailureKind,
+        run::{RunError, run},
+    };
     let func = map_kernel(LoopKind::Parallel, &[DType::I32, DType::I32], DType::I32, 9, |b, v| {
         b.set_span(Span { file: "k.rs".into(), line: 7, col: 3 });
         b.binary(BinaryOp::Div, v[0], v[1])

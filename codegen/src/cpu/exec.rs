@@ -64,9 +64,8 @@ unsafe extern "C" fn print(user: *mut c_void, site: u64, block: u64, values: *co
     let at = &target.kernel.prints[site as usize];
     let n = if at.element.is_empty() { 0 } else { at.shape.iter().product() };
     // SAFETY: generated code stores as many as the site says; both pointers are into the arena even for none.
-    let (values, elements) = unsafe {
-        (std::slice::from_raw_parts(values, at.values.len()), std::slice::from_raw_parts(elements, n))
-    };
+    let (values, elements) =
+        unsafe { (std::slice::from_raw_parts(values, at.values.len()), std::slice::from_raw_parts(elements, n)) };
     (target.on_print)(site as usize, block, values, elements);
 }
 
@@ -110,11 +109,7 @@ impl Executable {
         assert!(arena.bytes() >= self.kernel.arena_bytes, "arena of {} bytes is too small", arena.bytes());
         let helpers = HelperTable::new(print);
         let mut target = PrintTarget { kernel: &self.kernel, on_print };
-        let ctx = LaunchContext {
-            args: args.as_ptr(),
-            helpers: &helpers,
-            user: (&raw mut target).cast(),
-        };
+        let ctx = LaunchContext { args: args.as_ptr(), helpers: &helpers, user: (&raw mut target).cast() };
         // SAFETY: the caller vouches for the arguments, the asserts for their number and the arena.
         let status = unsafe { self.entry()(&ctx, blocks.start, blocks.end, arena.ptr) };
         self.kernel.check_status(status)

@@ -5,7 +5,7 @@ use super::exec::{Arena, Executable};
 use super::{CodegenError, CpuOptions, compile};
 use zellige_ir::interp::{Arg, TensorArg};
 use zellige_ir::prelude::{self, Launch, PreludeError};
-use zellige_ir::{Const, Dim, DType, EntityId, Extent, Func, Param};
+use zellige_ir::{Const, DType, Dim, EntityId, Extent, Func, Param};
 
 /// Why a kernel did not run.
 #[derive(Debug, thiserror::Error)]
@@ -121,9 +121,7 @@ fn slot_values(kernel: &CpuKernel, dims: &[(Dim, usize)], launch: &Launch, args:
         .map(|slot| match *slot {
             ArgSlot::Tensor { param } => tensor(args, param, &|t| t.bytes.as_mut_ptr() as u64),
             ArgSlot::Stride { param, axis } => tensor(args, param, &|t| t.strides[axis as usize] as u64),
-            ArgSlot::Dim { dim } => {
-                dims.iter().find(|(d, _)| d.index() == dim as usize).map_or(0, |(_, n)| *n as u64)
-            }
+            ArgSlot::Dim { dim } => dims.iter().find(|(d, _)| d.index() == dim as usize).map_or(0, |(_, n)| *n as u64),
             ArgSlot::Scalar { param } => match &args[param as usize] {
                 Arg::Scalar(c) => scalar_bits(*c),
                 Arg::Tensor(_) => 0,

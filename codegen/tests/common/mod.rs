@@ -5,8 +5,10 @@ use zellige_ir::interp::{Arg, Interpreter, TensorArg};
 use zellige_ir::{Const, DType, Func};
 
 /// Deterministic numbers without a dependency (xorshift64*).
+#[allow(dead_code, reason = "not every test file uses all of it")]
 pub struct Rng(pub u64);
 
+#[allow(dead_code, reason = "not every test file uses all of it")]
 impl Rng {
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;

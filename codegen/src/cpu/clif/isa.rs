@@ -27,9 +27,7 @@ pub fn host() -> Result<OwnedTargetIsa, CodegenError> {
         flags.set(name, value).map_err(|e| CodegenError::Host { reason: format!("setting {name}: {e}") })?;
     }
     let builder = cranelift_native::builder().map_err(|e| CodegenError::Host { reason: e.to_owned() })?;
-    let isa = builder
-        .finish(settings::Flags::new(flags))
-        .map_err(|e| CodegenError::Host { reason: e.to_string() })?;
+    let isa = builder.finish(settings::Flags::new(flags)).map_err(|e| CodegenError::Host { reason: e.to_string() })?;
     if cfg!(target_arch = "x86_64") {
         for feature in REQUIRED_X86 {
             let present = isa.isa_flags().iter().any(|f| f.name == feature && f.as_bool() == Some(true));
@@ -47,7 +45,6 @@ pub fn host() -> Result<OwnedTargetIsa, CodegenError> {
 /// As [`host`].
 pub fn host_fingerprint() -> Result<String, CodegenError> {
     let isa = host()?;
-    let on: Vec<&str> =
-        isa.isa_flags().iter().filter(|f| f.as_bool() == Some(true)).map(|f| f.name).collect();
+    let on: Vec<&str> = isa.isa_flags().iter().filter(|f| f.as_bool() == Some(true)).map(|f| f.name).collect();
     Ok(format!("{} {}", isa.triple(), on.join(",")))
 }

@@ -34,10 +34,9 @@ pub fn machine_code(func: &LoopFunc, want_asm: bool) -> Result<(Vec<u8>, Option<
 fn compile(func: &LoopFunc, isa: &dyn TargetIsa, want_asm: bool) -> Result<(Vec<u8>, Option<String>), CodegenError> {
     let mut ctx = Context::for_function(translate::translate(func, isa));
     ctx.set_disasm(want_asm);
-    let code = ctx.compile(isa, &mut ControlPlane::default()).map_err(|e| CodegenError::Cranelift {
-        kernel: func.name.clone(),
-        reason: format!("{:?}", e.inner),
-    })?;
+    let code = ctx
+        .compile(isa, &mut ControlPlane::default())
+        .map_err(|e| CodegenError::Cranelift { kernel: func.name.clone(), reason: format!("{:?}", e.inner) })?;
     if let Some(reloc) = code.buffer.relocs().first() {
         return Err(CodegenError::Cranelift {
             kernel: func.name.clone(),

@@ -296,10 +296,7 @@ impl Builder {
             return Some(self.bin(op, y, x));
         }
         match (op, cy) {
-            (
-                BinOp::Add | BinOp::Sub | BinOp::Or | BinOp::Xor | BinOp::Shl | BinOp::SShr | BinOp::UShr,
-                Some(0),
-            )
+            (BinOp::Add | BinOp::Sub | BinOp::Or | BinOp::Xor | BinOp::Shl | BinOp::SShr | BinOp::UShr, Some(0))
             | (BinOp::Mul | BinOp::SDiv | BinOp::UDiv, Some(1))
             | (BinOp::And, Some(-1)) => Some(x),
             (BinOp::Mul | BinOp::And, Some(0)) => Some(self.bits(ty, 0)),
@@ -321,12 +318,12 @@ impl Builder {
             (BinOp::Sub, _) if x == y => Some(self.bits(ty, 0)),
             (BinOp::SMin | BinOp::SMax, _) if ty == Ty::I64 => {
                 let (fx, fy) = (self.facts(x), self.facts(y));
-                let (low, high) = if op == BinOp::SMin { (x, y) } else { (y, x) };
-                let ordered = if op == BinOp::SMin { (fx, fy) } else { (fy, fx) };
-                if ordered.0.hi <= ordered.1.lo {
-                    Some(low)
-                } else if ordered.1.hi <= ordered.0.lo {
-                    Some(high)
+                let (x_below, y_below) = (fx.hi <= fy.lo, fy.hi <= fx.lo);
+                let (x_wins, y_wins) = if op == BinOp::SMin { (x_below, y_below) } else { (y_below, x_below) };
+                if x_wins {
+                    Some(x)
+                } else if y_wins {
+                    Some(y)
                 } else {
                     None
                 }
@@ -376,11 +373,23 @@ impl Builder {
             let (fx, fy) = (self.facts(x), self.facts(y));
             let known = match cc {
                 IntCc::Slt | IntCc::Sge => {
-                    let lt = if fx.hi < fy.lo { Some(true) } else if fx.lo >= fy.hi { Some(false) } else { None };
+                    let lt = if fx.hi < fy.lo {
+                        Some(true)
+                    } else if fx.lo >= fy.hi {
+                        Some(false)
+                    } else {
+                        None
+                    };
                     lt.map(|lt| lt == (cc == IntCc::Slt))
                 }
                 IntCc::Sle | IntCc::Sgt => {
-                    let le = if fx.hi <= fy.lo { Some(true) } else if fx.lo > fy.hi { Some(false) } else { None };
+                    let le = if fx.hi <= fy.lo {
+                        Some(true)
+                    } else if fx.lo > fy.hi {
+                        Some(false)
+                    } else {
+                        None
+                    };
                     le.map(|le| le == (cc == IntCc::Sle))
                 }
                 IntCc::Eq | IntCc::Ne => {

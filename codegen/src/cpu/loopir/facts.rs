@@ -30,11 +30,7 @@ impl Facts {
 
     /// A loop index that starts at `lo` and goes up by `step` while below `hi`.
     pub fn induction(lo: Facts, hi: Facts, step: i64) -> Facts {
-        Facts {
-            lo: lo.lo,
-            hi: hi.hi.saturating_sub(1).max(lo.lo),
-            align: lo.align.min(Facts::constant(step).align),
-        }
+        Facts { lo: lo.lo, hi: hi.hi.saturating_sub(1).max(lo.lo), align: lo.align.min(Facts::constant(step).align) }
     }
 
     fn from_wide(lo: i128, hi: i128, align: u64) -> Facts {

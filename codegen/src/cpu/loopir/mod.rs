@@ -12,7 +12,7 @@ mod types;
 mod verify;
 
 pub use builder::{Builder, Loop};
-pub use node::{BinOp, Block, Carried, FloatCc, Helper, IntCc, LoopFunc, Mem, Merge, Node, Rmw, Stmt, UnOp, Val};
 pub use facts::Facts;
+pub use node::{BinOp, Block, Carried, FloatCc, Helper, IntCc, LoopFunc, Mem, Merge, Node, Rmw, Stmt, UnOp, Val};
 pub use types::Ty;
 pub use verify::{VerifyError, verify};

@@ -171,14 +171,8 @@ pub enum Helper {
 
 impl Helper {
     /// In the order of the table's fields.
-    pub const ALL: [Helper; 6] = [
-        Helper::Print,
-        Helper::Sort64,
-        Helper::Sort128,
-        Helper::Select64,
-        Helper::Select128,
-        Helper::F64Math,
-    ];
+    pub const ALL: [Helper; 6] =
+        [Helper::Print, Helper::Sort64, Helper::Sort128, Helper::Select64, Helper::Select128, Helper::F64Math];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -233,21 +227,64 @@ pub type Block = Vec<Stmt>;
 #[derive(Clone, PartialEq, Debug)]
 pub enum Stmt {
     Let(Val, Node),
-    Load { out: Val, mem: Mem, addr: Val, offset: i32 },
-    Store { value: Val, addr: Val, offset: i32 },
+    Load {
+        out: Val,
+        mem: Mem,
+        addr: Val,
+        offset: i32,
+    },
+    Store {
+        value: Val,
+        addr: Val,
+        offset: i32,
+    },
     /// Sequentially consistent; `out` is the value before.
-    Atomic { out: Val, op: Rmw, addr: Val, value: Val },
+    Atomic {
+        out: Val,
+        op: Rmw,
+        addr: Val,
+        value: Val,
+    },
     /// Compare and swap; `out` is the value before.
-    Cas { out: Val, addr: Val, expected: Val, value: Val },
+    Cas {
+        out: Val,
+        addr: Val,
+        expected: Val,
+        value: Val,
+    },
     /// All arguments and the result, if any, are i64.
-    Call { out: Option<Val>, helper: Helper, args: Vec<Val> },
+    Call {
+        out: Option<Val>,
+        helper: Helper,
+        args: Vec<Val>,
+    },
     /// Leaves the kernel with the status of failure site `site` in block `block`.
-    ExitIf { cond: Val, site: u32, block: Val },
+    ExitIf {
+        cond: Val,
+        site: u32,
+        block: Val,
+    },
     /// `iv` from `lo` in steps of `step` while below `hi` (signed).
-    For { iv: Val, lo: Val, hi: Val, step: i64, carried: Vec<Carried>, body: Block },
-    If { cond: Val, then: Block, otherwise: Block, merges: Vec<Merge> },
+    For {
+        iv: Val,
+        lo: Val,
+        hi: Val,
+        step: i64,
+        carried: Vec<Carried>,
+        body: Block,
+    },
+    If {
+        cond: Val,
+        then: Block,
+        otherwise: Block,
+        merges: Vec<Merge>,
+    },
     /// `before` runs; while `cond`, `body` and `before` again. `body` sees the values of `before`.
-    While { before: Block, cond: Val, body: Block },
+    While {
+        before: Block,
+        cond: Val,
+        body: Block,
+    },
 }
 
 /// A kernel in loop IR: runs the blocks `first..last` of the grid.

@@ -187,9 +187,7 @@ impl Verifier<'_> {
             UnOp::FNeg | UnOp::FAbs | UnOp::Sqrt | UnOp::Floor | UnOp::Ceil | UnOp::Trunc | UnOp::Nearest => {
                 from == to && to.is_float()
             }
-            UnOp::SExt | UnOp::ZExt => {
-                !from.is_float() && !to.is_float() && (wider || widens(from, to))
-            }
+            UnOp::SExt | UnOp::ZExt => !from.is_float() && !to.is_float() && (wider || widens(from, to)),
             UnOp::SExtHigh | UnOp::ZExtHigh => widens(from, to),
             UnOp::Reduce => !to.is_vector() && !from.is_float() && to.bytes() < from.bytes(),
             UnOp::SToF | UnOp::UToF => to.is_float() && !from.is_float() && to.lanes() == from.lanes(),

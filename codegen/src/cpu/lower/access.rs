@@ -14,7 +14,10 @@ use zellige_ir::{AtomicOp, Buffer, DType, Op, Value};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
     /// One element, or four at a constant distance.
-    Steps { slot: Val, step: i64 },
+    Steps {
+        slot: Val,
+        step: i64,
+    },
     Lanes([Val; W]),
 }
 
@@ -39,13 +42,12 @@ impl Lower<'_> {
             })
             .collect();
         if let Some(parts) = parts {
-            let step: Option<i64> = parts.iter().zip(&s.strides).try_fold(0i64, |sum, (&(_, step), stride)| {
-                match stride {
+            let step: Option<i64> =
+                parts.iter().zip(&s.strides).try_fold(0i64, |sum, (&(_, step), stride)| match stride {
                     _ if step == 0 => Some(sum),
                     Stride::Const(c) => sum.checked_add(step.checked_mul(*c)?),
                     Stride::Dynamic(_) => None,
-                }
-            });
+                });
             if let Some(step) = step {
                 let bases: Vec<Val> = parts.iter().map(|p| p.0).collect();
                 return Place::Steps { slot: self.slot(s, &bases), step };
@@ -185,8 +187,20 @@ impl Lower<'_> {
         let rmw = match (op, ty.is_float()) {
             (AtomicOp::Add, true) => return self.atomic_add_float(addr, value),
             (AtomicOp::Add, false) => Rmw::Add,
-            (AtomicOp::Min, _) => if signed { Rmw::SMin } else { Rmw::UMin },
-            (AtomicOp::Max, _) => if signed { Rmw::SMax } else { Rmw::UMax },
+            (AtomicOp::Min, _) => {
+                if signed {
+                    Rmw::SMin
+                } else {
+                    Rmw::UMin
+                }
+            }
+            (AtomicOp::Max, _) => {
+                if signed {
+                    Rmw::SMax
+                } else {
+                    Rmw::UMax
+                }
+            }
             (AtomicOp::And, _) => Rmw::And,
             (AtomicOp::Or, _) => Rmw::Or,
             (AtomicOp::Exchange, _) => Rmw::Xchg,

@@ -4,8 +4,8 @@
 //! (f64, wide integers) is first rounded to odd, after which a second rounding to a narrower format gives the result
 //! of a single one (Boldo and Melquiond 2008).
 
-use super::rep::{Rep, reg};
 use super::Lower;
+use super::rep::{Rep, reg};
 use crate::cpu::loopir::{BinOp, Builder, FloatCc, IntCc, Ty, UnOp, Val};
 use zellige_ir::DType;
 
@@ -244,18 +244,14 @@ impl Lower<'_> {
         }
         if from == DType::Bool {
             let int = self.bool_to_int(x);
-            return self.cast_val(int, DType::I32, to);
+            return self.cast_val(int, DType::U8, to);
         }
         if from.is_float() { self.cast_float(x, from, to) } else { self.cast_int(x, from, to) }
     }
 
     /// 0 or 1 as an i32 or i32x4.
     fn bool_to_int(&mut self, x: Val) -> Val {
-        if self.b.ty(x).is_vector() {
-            self.b.bin_imm(BinOp::And, x, 1)
-        } else {
-            self.b.convert(UnOp::ZExt, Ty::I32, x)
-        }
+        if self.b.ty(x).is_vector() { self.b.bin_imm(BinOp::And, x, 1) } else { self.b.convert(UnOp::ZExt, Ty::I32, x) }
     }
 
     fn cast_float(&mut self, x: Val, from: DType, to: DType) -> Val {

@@ -62,8 +62,7 @@ impl Lower<'_> {
             if self.unguarded.contains(&access.op) {
                 continue;
             }
-            let ranges: Option<Vec<Interval>> =
-                access.indices.iter().map(|v| self.interval(*v, &mut known)).collect();
+            let ranges: Option<Vec<Interval>> = access.indices.iter().map(|v| self.interval(*v, &mut known)).collect();
             let (Some(ranges), Ok(s)) = (ranges, self.storage(access.buffer, access.op)) else { continue };
             for ((lo, hi), extent) in ranges.into_iter().zip(s.extents) {
                 let above = self.b.icmp(IntCc::Sge, lo, zero);
@@ -129,7 +128,11 @@ impl Lower<'_> {
             BinaryOp::Min => Some((b.bin(BinOp::SMin, xl, yl), b.bin(BinOp::SMin, xh, yh))),
             BinaryOp::Max => Some((b.bin(BinOp::SMax, xl, yl), b.bin(BinOp::SMax, xh, yh))),
             BinaryOp::Mul => {
-                let (factor, (lo, hi)) = if yl == yh { (yl, (xl, xh)) } else if xl == xh { (xl, (yl, yh)) } else {
+                let (factor, (lo, hi)) = if yl == yh {
+                    (yl, (xl, xh))
+                } else if xl == xh {
+                    (xl, (yl, yh))
+                } else {
                     return None;
                 };
                 let (p, q) = (b.mul(lo, factor), b.mul(hi, factor));

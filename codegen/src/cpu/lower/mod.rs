@@ -389,9 +389,9 @@ impl Lower<'_> {
 
     /// The buffer's memory. A tile without an `alloc` has none; the verifier rejects its use.
     pub(crate) fn storage(&self, buffer: Buffer, at: Op) -> Result<Storage> {
-        self.storages[buffer.index()].clone().ok_or_else(|| {
-            self.unsupported(format!("buffer {buffer}"), at, "allocate the buffer before it is used")
-        })
+        self.storages[buffer.index()]
+            .clone()
+            .ok_or_else(|| self.unsupported(format!("buffer {buffer}"), at, "allocate the buffer before it is used"))
     }
 
     pub(crate) fn unsupported(&self, what: String, at: Op, way_out: &'static str) -> CodegenError {

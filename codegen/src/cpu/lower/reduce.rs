@@ -107,9 +107,9 @@ impl Lower<'_> {
         let inside = self.view_inside(&s);
         let plain = self.b.as_const(inside) == Some(1);
         // Four lines at once, if they are neighbours and the line itself is not.
-        let across = (0..outer.len()).rev().find(|&i| {
-            s.stride(outer[i]) == Stride::Const(1) && s.shape[outer[i]] >= W && vec_reg(ty).is_some()
-        });
+        let across = (0..outer.len())
+            .rev()
+            .find(|&i| s.stride(outer[i]) == Stride::Const(1) && s.shape[outer[i]] >= W && vec_reg(ty).is_some());
         let nest = |l: &mut Self, guarded: bool| {
             l.box_loop(&extents, across.filter(|_| !guarded), ACCUMULATORS, &mut |l, point| {
                 let dst_idx = d.index(l, point);
@@ -191,13 +191,7 @@ impl Lower<'_> {
     }
 
     /// Combines the first `vectors` vectors of a line in several accumulators.
-    fn reduce_vectors(
-        &mut self,
-        op: ReduceOp,
-        vectors: i64,
-        ty: DType,
-        load: &dyn Fn(&mut Self, Rep) -> Rep,
-    ) -> Val {
+    fn reduce_vectors(&mut self, op: ReduceOp, vectors: i64, ty: DType, load: &dyn Fn(&mut Self, Rep) -> Rep) -> Val {
         let w = W as i64;
         let many = (ACCUMULATORS as i64).min(vectors);
         // -0 is what leaves every float sum as it is.
@@ -293,4 +287,3 @@ impl Lower<'_> {
         })
     }
 }
-

@@ -262,7 +262,9 @@ impl Lower<'_> {
                 let high = b.bin_imm(BinOp::UShr, p, 32);
                 b.convert(UnOp::Reduce, Ty::I32, high)
             }
-            BinaryOp::Div | BinaryOp::Rem | BinaryOp::CeilDiv if ty == DType::Index => return index_divide(b, op, x, y),
+            BinaryOp::Div | BinaryOp::Rem | BinaryOp::CeilDiv if ty == DType::Index => {
+                return index_divide(b, op, x, y);
+            }
             BinaryOp::Div if !signed => b.bin(BinOp::UDiv, x, y),
             BinaryOp::Rem if !signed => b.bin(BinOp::URem, x, y),
             BinaryOp::Div | BinaryOp::Rem => {
@@ -278,12 +280,7 @@ impl Lower<'_> {
                     b.bin(BinOp::SRem, x, divisor)
                 }
             }
-            BinaryOp::CeilDiv
-            | BinaryOp::And
-            | BinaryOp::Or
-            | BinaryOp::Xor
-            | BinaryOp::Pow
-            | BinaryOp::CopySign => x,
+            BinaryOp::CeilDiv | BinaryOp::And | BinaryOp::Or | BinaryOp::Xor | BinaryOp::Pow | BinaryOp::CopySign => x,
         };
         self.normalise(r, ty)
     }
