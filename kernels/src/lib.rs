@@ -4,6 +4,7 @@
 //! A folder holds one family, a file one kernel: the config, the kernel, its [`library::LibraryKernel`] entry with
 //! problems of known answers. [`mod@reference`] shares no code with the kernels.
 
+pub mod attention;
 pub mod cli;
 pub mod gemm;
 pub mod inputs;

@@ -247,7 +247,7 @@ pub type Dtypes = std::collections::BTreeMap<String, zellige_ir::DType>;
 
 /// Every kernel, by family and name.
 pub fn all() -> &'static [&'static dyn LibraryKernel] {
-    &[&crate::gemm::dense::Entry]
+    &[&crate::gemm::dense::Entry, &crate::attention::flash::Entry]
 }
 
 /// The kernel called `name`.
