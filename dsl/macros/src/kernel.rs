@@ -94,8 +94,10 @@ fn join(error: TokenStream, item: impl quote::ToTokens) -> TokenStream {
     quote!(#error #item)
 }
 
-/// The function without our helper attributes, for output beside an error.
+/// The function without our helper attributes, for output beside an error: rewritten, so that rustc does not
+/// complain about what a kernel may write.
 fn stripped(mut f: ItemFn) -> ItemFn {
+    rewrite::body(&mut f.block);
     for a in &mut f.sig.inputs {
         if let FnArg::Typed(p) = a {
             p.attrs.retain(|a| !HELPERS.iter().any(|h| a.path().is_ident(h)));

@@ -50,7 +50,11 @@ pub fn dense_gemm<E: Float, C: Float>(
 ) {
     let GemmConfig { bm, bn, bk, .. } = cfg;
     let (m, n) = (c.dim(0), c.dim(1));
-    let k = a.dim(if cfg.a_transposed { 0 } else { 1 });
+    let (a_m, k) = if cfg.a_transposed { (a.dim(1), a.dim(0)) } else { (a.dim(0), a.dim(1)) };
+    let (b_n, b_k) = if cfg.b_transposed { (b.dim(1), b.dim(0)) } else { (b.dim(0), b.dim(1)) };
+    t.assert(a_m == m, "a and c have different numbers of rows (M)");
+    t.assert(b_n == n, "b and c have different numbers of columns (N)");
+    t.assert(k == b_k, "a and b have different inner extents (K)");
     let [bx, by] = t.grid([n.ceil_div(bn), m.ceil_div(bm)], cfg.threads);
     let a_s = t.shared::<E, 2>(if cfg.a_transposed { [bk, bm] } else { [bm, bk] });
     let b_s = t.shared::<E, 2>(if cfg.b_transposed { [bk, bn] } else { [bn, bk] });

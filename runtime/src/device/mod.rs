@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use zellige_ir::prelude::eval_grid;
+use zellige_ir::prelude::{PreludeError, eval_grid};
 use zellige_ir::{Const, Dim, EntityId, Func};
 
 /// One kind of device.
@@ -181,8 +181,12 @@ impl Stream {
             })
             .collect();
         let by_dim: Vec<(Dim, usize)> = dims.iter().enumerate().map(|(i, &n)| (Dim::from_index(i), n)).collect();
-        let grid =
-            eval_grid(func, &by_dim, &scalars).map_err(|e| LaunchError::Grid { kernel: name, cause: e.to_string() })?;
+        let grid = eval_grid(func, &by_dim, &scalars).map_err(|e| match e {
+            PreludeError::Assert { span, message } => {
+                LaunchError::AssertFailed { kernel: name, place: span.to_string(), message }
+            }
+            other => LaunchError::Grid { kernel: name, cause: other.to_string() },
+        })?;
         if grid.contains(&0) {
             return Ok(());
         }
