@@ -18,7 +18,7 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let stream = Device::interp().stream();
+//! let stream = Device::cpu().stream();
 //! let x = DeviceTensor::from_slice([3], &[1.0f32, 2.0, 3.0])?;
 //! let mut y = DeviceTensor::from_slice([3], &[10.0f32, 20.0, 30.0])?;
 //! Axpy::new().launch(&stream, 2.0, &x, &mut y)?;

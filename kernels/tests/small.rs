@@ -31,3 +31,8 @@ fn check(device: &Device) {
 fn the_interpreter_agrees_with_the_references() {
     check(&Device::interp());
 }
+
+#[test]
+fn the_cpu_agrees_with_the_references() {
+    check(&Device::cpu());
+}

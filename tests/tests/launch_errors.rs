@@ -42,7 +42,7 @@ impl Setup {
     }
 
     fn launch(&mut self) -> Result<(), String> {
-        let stream = Device::interp().stream();
+        let stream = Device::cpu().stream();
         Matvec::new().launch(&stream, &self.x, &self.w, &mut self.y, &self.flags, 2.0).map_err(|e| e.to_string())
     }
 }
@@ -107,7 +107,7 @@ fn a_tensor_that_is_being_read_cannot_be_written() {
 
 #[test]
 fn untyped_arguments_are_checked_too() {
-    let stream = Device::interp().stream();
+    let stream = Device::cpu().stream();
     let launch = |args: &[Arg<'_>]| Matvec::new().launch_args(&stream, args).unwrap_err().to_string();
     let s = Setup::new();
     assert_eq!(launch(&[]), "kernel `matvec` takes 5 arguments, 0 were given");
@@ -153,7 +153,7 @@ fn assertions_before_the_grid_are_checked_by_the_launcher() {
         x[0usize] = 1.0;
     }
     let mut x = DeviceTensor::zeros([3]).unwrap();
-    let message = Even::new().launch(&Device::interp().stream(), &mut x).unwrap_err().to_string();
+    let message = Even::new().launch(&Device::cpu().stream(), &mut x).unwrap_err().to_string();
     assert!(message.starts_with("kernel `even`: assertion failed at tests/tests/launch_errors.rs:"), "{message}");
     assert!(message.ends_with(": the length must be even"), "{message}");
 }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::ffi::c_void;
 use std::mem::offset_of;
-use zellige_ir::{DType, Span};
+use zellige_ir::{Const, DType, Span};
 
 /// Entry point of a compiled kernel: runs the blocks with linear ids `first..last` and returns a status.
 ///
@@ -141,6 +141,26 @@ pub struct PrintSite {
     pub element: Vec<DType>,
     pub shape: Vec<usize>,
     pub place: Place,
+}
+
+impl PrintSite {
+    /// The line that the site prints for these bits of its values and of its window's elements.
+    pub fn line(&self, values: &[u64], elements: &[u64]) -> String {
+        let mut line = self.message.clone();
+        for (ty, bits) in self.values.iter().zip(values) {
+            line.push_str(&format!(" {}", Const::from_bits(*ty, *bits)));
+        }
+        if let Some(ty) = self.element.first() {
+            let shown: Vec<String> = elements.iter().map(|b| Const::from_bits(*ty, *b).to_string()).collect();
+            line.push_str(&format!(" [{}]", shown.join(", ")));
+        }
+        line
+    }
+}
+
+/// What an [`ArgSlot::Scalar`] holds for this argument.
+pub fn scalar_slot(c: Const) -> u64 {
+    if c.dtype().is_signed_int() && c.dtype() != DType::Index { c.as_i64() as u64 } else { c.bits() }
 }
 
 mod dtype_names {

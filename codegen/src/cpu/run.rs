@@ -1,11 +1,11 @@
 //! Compiles a kernel and runs it on the arguments of an interpreted launch: the same call, for comparison.
 
-use super::abi::{ArgSlot, CpuKernel, Failure};
+use super::abi::{ArgSlot, CpuKernel, Failure, scalar_slot};
 use super::exec::{Arena, Executable};
 use super::{CodegenError, CpuOptions, compile};
 use zellige_ir::interp::{Arg, TensorArg};
 use zellige_ir::prelude::{self, Launch, PreludeError};
-use zellige_ir::{Const, DType, Dim, EntityId, Extent, Func, Param};
+use zellige_ir::{Const, Dim, EntityId, Extent, Func, Param};
 
 /// Why a kernel did not run.
 #[derive(Debug, thiserror::Error)]
@@ -43,16 +43,7 @@ pub fn run_kernel(func: &Func, kernel: CpuKernel, args: &mut [Arg]) -> Result<Ve
     let mut lines = Vec::new();
     let sites = exe.kernel().prints.clone();
     let mut on_print = |site: usize, _block: u64, values: &[u64], elements: &[u64]| {
-        let at = &sites[site];
-        let mut line = at.message.clone();
-        for (ty, bits) in at.values.iter().zip(values) {
-            line.push_str(&format!(" {}", Const::from_bits(*ty, *bits)));
-        }
-        if let Some(ty) = at.element.first() {
-            let shown: Vec<String> = elements.iter().map(|b| Const::from_bits(*ty, *b).to_string()).collect();
-            line.push_str(&format!(" [{}]", shown.join(", ")));
-        }
-        lines.push(line);
+        lines.push(sites[site].line(values, elements));
     };
     // SAFETY: `bind` checked that each tensor has the type and extents that the kernel was compiled for and memory
     // for all of its elements.
@@ -123,15 +114,10 @@ fn slot_values(kernel: &CpuKernel, dims: &[(Dim, usize)], launch: &Launch, args:
             ArgSlot::Stride { param, axis } => tensor(args, param, &|t| t.strides[axis as usize] as u64),
             ArgSlot::Dim { dim } => dims.iter().find(|(d, _)| d.index() == dim as usize).map_or(0, |(_, n)| *n as u64),
             ArgSlot::Scalar { param } => match &args[param as usize] {
-                Arg::Scalar(c) => scalar_bits(*c),
+                Arg::Scalar(c) => scalar_slot(*c),
                 Arg::Tensor(_) => 0,
             },
             ArgSlot::Grid { axis } => launch.grid[axis as usize] as u64,
         })
         .collect()
-}
-
-/// Bits of a scalar argument as the kernel takes them.
-fn scalar_bits(c: Const) -> u64 {
-    if c.dtype().is_signed_int() && c.dtype() != DType::Index { c.as_i64() as u64 } else { c.bits() }
 }

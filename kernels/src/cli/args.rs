@@ -131,6 +131,12 @@ pub enum StageArg {
     /// Tile IR as the kernel records it.
     #[default]
     Tile,
+    /// Loop IR of the CPU backend.
+    Loop,
+    /// Cranelift IR.
+    Clif,
+    /// Machine code of this CPU.
+    Asm,
 }
 
 fn text_setting(s: &str) -> Result<(String, String), String> {

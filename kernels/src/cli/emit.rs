@@ -4,6 +4,7 @@ use super::{Passed, args, lookup};
 use crate::library::Scale;
 use crate::run::sizes;
 use anyhow::{Result, anyhow};
+use zellige_codegen::cpu::{self, CpuOptions, Stage};
 
 pub fn run(args: &args::Emit) -> Result<Passed> {
     let entry = lookup::kernel(&args.kernel)?;
@@ -17,8 +18,12 @@ pub fn run(args: &args::Emit) -> Result<Passed> {
         })?;
     let problem = (case.build)(&args.settings)?;
     let func = problem.kernel.record(&sizes(&problem)?)?;
+    let emit = |stage| cpu::emit(&func, &CpuOptions::default(), stage);
     let text = match args.stage {
         args::StageArg::Tile => func.to_text(),
+        args::StageArg::Loop => emit(Stage::Loop)?,
+        args::StageArg::Clif => emit(Stage::Clif)?,
+        args::StageArg::Asm => emit(Stage::Asm)?,
     };
     if args.json {
         let stage = format!("{:?}", args.stage).to_lowercase();

@@ -3,6 +3,7 @@
 //! A [`Device`] compiles kernels, keeps the compiled ones, and runs them on [`Stream`]s. What is particular to
 //! one kind of device is behind [`Backend`] and [`Executable`].
 
+mod cpu;
 mod interp;
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
@@ -85,6 +86,12 @@ impl Device {
         Device(Arc::new(Inner { backend, kernels: Mutex::default() }))
     }
 
+    /// This machine's CPU: blocks of a kernel run on all cores.
+    pub fn cpu() -> Device {
+        static CPU: OnceLock<Device> = OnceLock::new();
+        CPU.get_or_init(|| Device::new(Box::new(cpu::Cpu::new()))).clone()
+    }
+
     /// The interpreter: for small tensors, to find out-of-bounds accesses, uninitialised reads and races.
     pub fn interp() -> Device {
         static INTERP: OnceLock<Device> = OnceLock::new();
@@ -97,8 +104,9 @@ impl Device {
     /// If there is no such device; the message lists those that exist.
     pub fn from_name(name: &str) -> Result<Device, LaunchError> {
         match name {
+            "cpu" => Ok(Device::cpu()),
             "interp" => Ok(Device::interp()),
-            _ => Err(LaunchError::NoDevice { name: name.to_owned(), cause: "the devices are: interp".to_owned() }),
+            _ => Err(LaunchError::NoDevice { name: name.to_owned(), cause: "the devices are: cpu, interp".to_owned() }),
         }
     }
 

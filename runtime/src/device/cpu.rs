@@ -1,0 +1,157 @@
+//! The CPU device: blocks of a launch are shared out to the threads of the global rayon pool.
+
+use super::{Backend, Executable, Launch};
+use crate::cache::{Artifact, ArtifactKind, KernelCache, Key, Source};
+use crate::launch::{Arg, LaunchError};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use zellige_codegen::cpu::abi::{Failure, FailureKind, scalar_slot};
+use zellige_codegen::cpu::exec::{Arena, Executable as Code};
+use zellige_codegen::cpu::{ArgSlot, CpuKernel, CpuOptions, compile, host_fingerprint};
+use zellige_ir::{BinaryOp, Func, OpKind};
+
+/// Blocks are handed to threads in so many pieces each, so that threads which finish early take more.
+const PIECES_PER_THREAD: usize = 8;
+
+pub(super) struct Cpu {
+    cache: KernelCache,
+    /// Features that the code of this machine may use; part of every cache key.
+    target: Result<String, String>,
+}
+
+impl Cpu {
+    pub(super) fn new() -> Cpu {
+        let (cache, warning) = KernelCache::open_default();
+        if let Some(warning) = warning {
+            eprintln!("zellige: kernels are not kept between runs: {warning}");
+        }
+        Cpu { cache, target: host_fingerprint().map_err(|e| e.to_string()) }
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        "cpu".to_owned()
+    }
+
+    fn load(&self, func: &Func) -> Result<Box<dyn Executable>, String> {
+        let options = CpuOptions::default();
+        let target = self.target.as_ref().map_err(String::clone)?;
+        let key = Key::new(&cache_text(func), target, &format!("{options:?}"));
+        let fetched = self.cache.get_or_compile(key, || -> Result<Artifact, String> {
+            let kernel = compile(func, &options).map_err(|e| e.to_string())?;
+            let code = postcard::to_stdvec(&kernel).map_err(|e| format!("the kernel cannot be stored: {e}"))?;
+            let metadata = BTreeMap::from([("kernel".to_owned(), func.name.clone())]);
+            Ok(Artifact { kind: ArtifactKind::CpuObject, code, metadata })
+        })?;
+        // An entry that passed its checksum but does not decode was written by a broken compiler: compile afresh.
+        let kernel = match postcard::from_bytes::<CpuKernel>(&fetched.artifact.code) {
+            Ok(kernel) => kernel,
+            Err(_) => compile(func, &options).map_err(|e| e.to_string())?,
+        };
+        let code = Code::new(kernel).map_err(|e| format!("the system refuses executable memory: {e}"))?;
+        Ok(Box::new(CpuExecutable { code, from_cache: fetched.source == Source::Store }))
+    }
+
+    fn synchronize(&self) -> Result<(), LaunchError> {
+        Ok(())
+    }
+}
+
+/// The text that decides a kernel's code. Places in the author's source are part of it only where the code reports them.
+fn cache_text(func: &Func) -> String {
+    let mut reports = false;
+    func.walk(func.body, &mut |_, op| {
+        reports |= match &op.kind {
+            OpKind::Assert { .. } | OpKind::Print { .. } => true,
+            OpKind::Binary { op: BinaryOp::Div | BinaryOp::Rem | BinaryOp::CeilDiv, x, .. } => func.ty(*x).is_int(),
+            _ => false,
+        };
+    });
+    if reports { func.to_text() } else { func.canonical_text() }
+}
+
+struct CpuExecutable {
+    code: Code,
+    from_cache: bool,
+}
+
+thread_local!(static ARENA: RefCell<Arena> = RefCell::new(Arena::new(0)));
+
+impl Executable for CpuExecutable {
+    fn from_cache(&self) -> bool {
+        self.from_cache
+    }
+
+    fn run(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
+        let kernel = self.code.kernel();
+        let args = slots(kernel, launch);
+        let blocks: usize = launch.grid.iter().product();
+        let pieces = (rayon::current_num_threads() * PIECES_PER_THREAD).min(blocks);
+        let failed = AtomicBool::new(false);
+        let first: Mutex<Option<Failure>> = Mutex::new(None);
+        (0..pieces).into_par_iter().for_each(|piece| {
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let range = (blocks * piece / pieces) as u64..(blocks * (piece + 1) / pieces) as u64;
+            let result = ARENA.with_borrow_mut(|arena| {
+                if arena.bytes() < kernel.arena_bytes {
+                    *arena = Arena::new(kernel.arena_bytes);
+                }
+                let mut print = |site: usize, block: u64, values: &[u64], elements: &[u64]| {
+                    println!("block {block}: {}", kernel.prints[site].line(values, elements));
+                };
+                // SAFETY: `bind` checked every tensor against the signature the kernel was recorded from, the slots
+                // are those the kernel asks for, and the tensors are borrowed for the time of the launch.
+                unsafe { self.code.run(&args, range, arena, &mut print) }
+            });
+            if let Err(failure) = result {
+                failed.store(true, Ordering::Relaxed);
+                if let Ok(mut first) = first.lock() {
+                    // The lowest failing block, whichever thread saw its failure first.
+                    if first.as_ref().is_none_or(|f| failure.block < f.block) {
+                        *first = Some(failure);
+                    }
+                }
+            }
+        });
+        match first.into_inner().unwrap_or_default() {
+            None => Ok(()),
+            Some(failure) => Err(error(launch.kernel, failure)),
+        }
+    }
+}
+
+fn error(kernel: &'static str, failure: Failure) -> LaunchError {
+    let place = &failure.site.place;
+    let at = format!("{}:{}:{}", place.file, place.line, place.col);
+    match &failure.site.kind {
+        FailureKind::Assert { message } => LaunchError::AssertFailed { kernel, place: at, message: message.clone() },
+        FailureKind::DivisionByZero | FailureKind::OutOfBounds { .. } => {
+            LaunchError::Device { kernel, device: "cpu".to_owned(), cause: failure.to_string() }
+        }
+    }
+}
+
+/// The values of the kernel's argument slots.
+fn slots(kernel: &CpuKernel, launch: &Launch<'_>) -> Vec<u64> {
+    let tensor = |param: u32| launch.args[param as usize].tensor().expect("the signature says this is a tensor");
+    kernel
+        .args
+        .iter()
+        .map(|slot| match *slot {
+            ArgSlot::Tensor { param } => tensor(param).as_ptr() as u64,
+            ArgSlot::Stride { param, axis } => tensor(param).strides()[axis as usize] as u64,
+            ArgSlot::Dim { dim } => launch.dims[dim as usize] as u64,
+            ArgSlot::Scalar { param } => match &launch.args[param as usize] {
+                Arg::Scalar(c) => scalar_slot(*c),
+                Arg::Read(_) | Arg::Write(_) => unreachable!("the signature says this is a scalar"),
+            },
+            ArgSlot::Grid { axis } => launch.grid[axis as usize] as u64,
+        })
+        .collect()
+}
