@@ -9,5 +9,6 @@ pub mod cli;
 pub mod gemm;
 pub mod inputs;
 pub mod library;
+pub mod norm;
 pub mod reference;
 pub mod run;

@@ -247,7 +247,15 @@ pub type Dtypes = std::collections::BTreeMap<String, zellige_ir::DType>;
 
 /// Every kernel, by family and name.
 pub fn all() -> &'static [&'static dyn LibraryKernel] {
-    &[&crate::gemm::dense::Entry, &crate::attention::flash::Entry]
+    &[
+        &crate::gemm::dense::Entry,
+        &crate::attention::flash::Entry,
+        &crate::norm::rmsnorm::Entry,
+        &crate::norm::rmsnorm_backward::Entry,
+        &crate::norm::column_sum::Entry,
+        &crate::norm::rope::Entry,
+        &crate::norm::hadamard::Entry,
+    ]
 }
 
 /// The kernel called `name`.
