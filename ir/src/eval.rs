@@ -286,3 +286,112 @@ fn f32_of(c: Const) -> f32 {
 fn from_f32(ty: DType, x: f32) -> Const {
     Const::from_f64(ty, f64::from(x))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compares all ops on all pairs of interesting values with the host's own arithmetic.
+    macro_rules! check_int {
+        ($t:ident, $ty:expr) => {
+            let values: Vec<$t> = (0..$t::BITS)
+                .flat_map(|i| [1 << i, ((1 as $t) << i).wrapping_sub(1), !(1 << i)])
+                .chain([0, 3, 100, $t::MIN, $t::MAX, $t::MAX / 3])
+                .collect();
+            let wrap = |v: $t| Const::from_i64($ty, v as i64);
+            for &x in &values {
+                for op in UnaryOp::ALL {
+                    let expect = match op {
+                        UnaryOp::Neg => Some(x.wrapping_neg()),
+                        UnaryOp::Abs => Some(if x < 0 as $t { x.wrapping_neg() } else { x }),
+                        UnaryOp::Not => Some(!x),
+                        UnaryOp::Popcount => Some(x.count_ones() as $t),
+                        UnaryOp::Clz => Some(x.leading_zeros() as $t),
+                        _ => None,
+                    };
+                    assert_eq!(unary(*op, wrap(x)).ok(), expect.map(wrap), "{op} {x}");
+                }
+                for &y in &values {
+                    for &op in BinaryOp::ALL {
+                        let expect = match op {
+                            BinaryOp::Add => Some(x.wrapping_add(y)),
+                            BinaryOp::Sub => Some(x.wrapping_sub(y)),
+                            BinaryOp::Mul => Some(x.wrapping_mul(y)),
+                            BinaryOp::Div if y != 0 => Some(x.wrapping_div(y)),
+                            BinaryOp::Rem if y != 0 => Some(x.wrapping_rem(y)),
+                            BinaryOp::Min => Some(x.min(y)),
+                            BinaryOp::Max => Some(x.max(y)),
+                            BinaryOp::And => Some(x & y),
+                            BinaryOp::Or => Some(x | y),
+                            BinaryOp::Xor => Some(x ^ y),
+                            BinaryOp::Shl => Some(x.wrapping_shl(y as u32)),
+                            BinaryOp::Shr => Some(x.wrapping_shr(y as u32)),
+                            BinaryOp::MulHi if $ty == DType::U32 => Some(((x as u64 * y as u64) >> 32) as $t),
+                            _ => None,
+                        };
+                        assert_eq!(binary(op, wrap(x), wrap(y)).ok(), expect.map(wrap), "{x} {op} {y}");
+                    }
+                    for (op, expect) in [
+                        (CmpOp::Eq, x == y),
+                        (CmpOp::Ne, x != y),
+                        (CmpOp::Lt, x < y),
+                        (CmpOp::Le, x <= y),
+                        (CmpOp::Gt, x > y),
+                        (CmpOp::Ge, x >= y),
+                    ] {
+                        assert_eq!(cmp(op, wrap(x), wrap(y)), Ok(expect), "{x} {op} {y}");
+                    }
+                }
+            }
+        };
+    }
+
+    #[test]
+    fn integers_are_the_hosts() {
+        check_int!(i8, DType::I8);
+        check_int!(i16, DType::I16);
+        check_int!(i32, DType::I32);
+        check_int!(i64, DType::I64);
+        check_int!(u8, DType::U8);
+        check_int!(u16, DType::U16);
+        check_int!(u32, DType::U32);
+        check_int!(u64, DType::U64);
+    }
+
+    #[test]
+    fn floats() {
+        let f = |v: f64| Const::from_f64(DType::F32, v);
+        let nan = f(f64::NAN);
+        for (op, x, y, expect) in [
+            (BinaryOp::Min, f(0.0), f(-0.0), f(-0.0)),
+            (BinaryOp::Max, f(-0.0), f(0.0), f(0.0)),
+            (BinaryOp::Min, nan, f(1.0), f(1.0)),
+            (BinaryOp::Max, f(1.0), nan, f(1.0)),
+            (BinaryOp::Div, f(1.0), f(0.0), f(f64::INFINITY)),
+            (BinaryOp::CopySign, f(3.0), f(-0.0), f(-3.0)),
+        ] {
+            assert_eq!(binary(op, x, y), Ok(expect), "{x} {op} {y}");
+        }
+        assert_eq!(cmp(CmpOp::Ne, nan, nan), Ok(true));
+        assert_eq!(cmp(CmpOp::Le, nan, nan), Ok(false));
+        assert_eq!(unary(UnaryOp::IsNan, nan), Ok(Const::from_bool(true)));
+        assert_eq!(unary(UnaryOp::Neg, f(0.0)), Ok(f(-0.0)));
+        assert_eq!(unary(UnaryOp::Round, f(2.5)), Ok(f(2.0)));
+        // Narrow floats: computed in f32, rounded once.
+        let b = |v: f64| Const::from_f64(DType::BF16, v);
+        assert_eq!(binary(BinaryOp::Add, b(256.0), b(1.0)), Ok(b(256.0)));
+        assert_eq!(fma(b(16.0), b(16.0), b(1.0)), Ok(b(256.0)));
+        assert_eq!(fma(f(4097.0), f(4097.0), f(-16785408.0)), Ok(f(4097.0 * 4097.0 - 16785408.0)));
+        assert_eq!(unary(UnaryOp::Popcount, f(1.0)), Err(EvalError::Undefined));
+        assert_eq!(binary(BinaryOp::Add, f(1.0), b(1.0)), Err(EvalError::Undefined));
+    }
+
+    #[test]
+    fn index_arithmetic_does_not_wrap() {
+        let i = Const::index;
+        assert_eq!(binary(BinaryOp::Add, i(i64::MAX), i(1)), Err(EvalError::IndexOverflow));
+        assert_eq!(binary(BinaryOp::Rem, i(-3), i(8)), Ok(i(5)));
+        assert_eq!(binary(BinaryOp::Div, i(1), i(0)), Err(EvalError::DivisionByZero));
+        assert_eq!(unary(UnaryOp::Neg, i(i64::MIN)), Err(EvalError::IndexOverflow));
+    }
+}

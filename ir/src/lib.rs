@@ -18,6 +18,7 @@ pub mod interp;
 pub mod layout;
 pub mod numerics;
 pub mod op;
+pub mod passes;
 pub mod prelude;
 pub mod span;
 pub mod text;

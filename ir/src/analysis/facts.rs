@@ -27,6 +27,8 @@ pub struct Facts {
     owner: Vec<Option<Op>>,
     /// By region: facts that hold from the given position on.
     known: Vec<Vec<(usize, Affine)>>,
+    prelude: Region,
+    body: Region,
 }
 
 impl Facts {
@@ -36,6 +38,8 @@ impl Facts {
             place: vec![None; func.ops.len()],
             owner: vec![None; func.regions.len()],
             known: vec![Vec::new(); func.regions.len()],
+            prelude: func.prelude,
+            body: func.body,
         };
         facts.region(func, func.prelude);
         facts.region(func, func.body);
@@ -152,6 +156,9 @@ impl Facts {
         while let Some((region, position)) = at.and_then(|op| self.place.get(op.index()).copied().flatten()) {
             found.extend(self.known[region.index()].iter().filter(|(from, _)| *from <= position).map(|(_, f)| f));
             at = self.owner[region.index()];
+            if region == self.body {
+                found.extend(self.known[self.prelude.index()].iter().map(|(_, f)| f));
+            }
         }
         found
     }
@@ -182,8 +189,11 @@ impl Facts {
             if x == y {
                 return Some(true);
             }
-            let apart = self.proves_less(func, at, &x, &y) || self.proves_less(func, at, &y, &x);
-            apart.then_some(false)
+            if self.proves_less(func, at, &x, &y) || self.proves_less(func, at, &y, &x) {
+                return Some(false);
+            }
+            let (rise, fall) = (y.sub(&x)?, x.sub(&y)?);
+            (self.proves(func, at, &rise) && self.proves(func, at, &fall)).then_some(true)
         };
         match op {
             CmpOp::Eq => equal(),

@@ -4,6 +4,7 @@
 //! - [`interval`]: closed intervals of integers;
 //! - [`range`]: intervals, divisors and affine forms of all integer values of a function;
 //! - [`facts`]: inequalities that hold at an op, and proofs with them;
+//! - [`effects`]: which buffers an op reads and writes;
 //! - [`access`]: questions about buffer accesses: in bounds? disjoint? contiguous along a loop?
 //!
 //! `index` arithmetic never overflows (that is an error), so all reasoning is over the integers. Everything here
@@ -11,6 +12,7 @@
 
 pub mod access;
 pub mod affine;
+pub mod effects;
 pub mod facts;
 pub mod interval;
 pub mod range;

@@ -1,8 +1,7 @@
 //! Intervals, divisors and affine forms of the integer values of a function.
 //!
 //! One pass in program order. Loop indices get their ranges from the extents, block ids from the grid, dims are
-//! not negative; assumptions at the top level of the prelude or the body, and assertions in the prelude, narrow dims
-//! and parameters. Fixed-width integers take part as long as their arithmetic provably does not wrap; `u64` does not.
+//! not negative; assumptions at the top level of the prelude or the body narrow dims and parameters. Fixed-width integers take part as long as their arithmetic provably does not wrap; `u64` does not.
 
 use super::affine::{Affine, Term, gcd};
 use super::interval::Interval;
@@ -10,6 +9,9 @@ use crate::DType;
 use crate::entity::EntityId;
 use crate::func::{Func, Region, Value, ValueDef};
 use crate::op::{BinaryOp, CmpOp, OpKind, UnaryOp, Visit};
+
+/// No tensor axis is longer: 2^40 elements are half a terabyte at least.
+pub const MAX_EXTENT: i64 = 1 << 40;
 
 /// What is known about a value.
 #[derive(Clone, PartialEq, Debug)]
@@ -57,6 +59,17 @@ pub fn is_tracked(ty: DType) -> bool {
     ty.is_int() && ty != DType::U64
 }
 
+/// Conditions that are assumed at the top level of the prelude or the body.
+///
+/// Ranges take them for granted everywhere, so a pass that wants to keep a promise must not simplify its condition.
+pub fn promises(func: &Func) -> impl Iterator<Item = Value> {
+    let ops = [func.prelude, func.body].into_iter().flat_map(|r| &func.regions[r].ops);
+    ops.filter_map(|&op| match func.ops[op].kind {
+        OpKind::Assume { cond } => Some(cond),
+        _ => None,
+    })
+}
+
 impl Ranges {
     pub fn new(func: &Func) -> Ranges {
         let mut ranges = Ranges { info: Vec::with_capacity(func.values.len()) };
@@ -66,7 +79,7 @@ impl Ranges {
                 ValueDef::Const(c) if is_tracked(data.ty) || data.ty == DType::Bool => {
                     info = Info::constant(c.as_i64());
                 }
-                ValueDef::Dim(_) => info.range = Interval::at_least(0),
+                ValueDef::Dim(_) => info.range = Interval::new(0, MAX_EXTENT),
                 ValueDef::Const(_)
                 | ValueDef::Param(_)
                 | ValueDef::BlockId(_)
@@ -75,14 +88,8 @@ impl Ranges {
             }
             ranges.info.push(info);
         }
-        for (region, with_asserts) in [(func.prelude, true), (func.body, false)] {
-            for &op in &func.regions[region].ops {
-                match &func.ops[op].kind {
-                    OpKind::Assume { cond } => ranges.narrow(func, *cond),
-                    OpKind::Assert { cond, .. } if with_asserts => ranges.narrow(func, *cond),
-                    _ => {}
-                }
-            }
+        for cond in promises(func) {
+            ranges.narrow(func, cond);
         }
         ranges.region(func, func.prelude);
         for (&id, &extent) in func.block_ids.iter().zip(&func.grid) {
@@ -197,6 +204,9 @@ impl Ranges {
     }
 
     fn rem(&self, form: &Affine, c: i64) -> Option<Affine> {
+        if self.multiple_of_form(form) % c == 0 {
+            return Some(Affine::constant(0));
+        }
         form.sub_scaled(&self.floor_div(form, c)?, c)
     }
 
