@@ -6,6 +6,7 @@ pub mod cache;
 pub mod device;
 pub mod io;
 pub mod launch;
+pub mod sim;
 pub mod tensor;
 
 pub use device::{BuildTimes, Device, Stream};

@@ -1,0 +1,96 @@
+//! `atom` and `red` on global and shared memory.
+
+use super::access::How;
+use super::combine::combine;
+use super::regs::lanes;
+use super::state::{Cluster, Warp};
+use crate::sim::check::global::Access;
+use crate::sim::decode::op::{AtomOp, AtomSem, AtomTy, Inst, Space};
+
+const STRONG: How = How { strong: true, ..How::PLAIN };
+
+impl Cluster<'_> {
+    /// Lanes act one after another in lane order, which keeps runs reproducible.
+    pub fn atomic(
+        &mut self,
+        warp: &mut Warp,
+        i: &Inst,
+        active: u32,
+        (space, op, ty, n): (Space, AtomOp, AtomTy, u8),
+        (ret, a64, sem): (bool, bool, AtomSem),
+    ) {
+        let pool = &self.env.kernel.pool;
+        let bytes = u32::from(ty.bytes());
+        let wide = bytes == 8;
+        let n = usize::from(n);
+        let list = i.e as usize + if ret { n } else { 0 };
+        let addrs = warp.regs.addresses(i.a, a64, i.imm);
+        let read = |warp: &Warp, slot: u32, l: usize| {
+            if wide { warp.regs.w64[slot as usize][l] } else { u64::from(warp.regs.w32[slot as usize][l]) }
+        };
+        for l in lanes(active) {
+            for k in 0..n {
+                let b = read(warp, pool[list + k], l);
+                let new = if op == AtomOp::Cas { read(warp, pool[list + 1], l) } else { 0 };
+                let address = addrs[l] + k as u64 * u64::from(bytes);
+                let old = self.atomic_one(warp, l, space, address, (op, ty, sem), b, new);
+                if ret {
+                    let slot = pool[i.e as usize + k] as usize;
+                    if wide {
+                        warp.regs.w64[slot][l] = old;
+                    } else {
+                        warp.regs.w32[slot][l] = old as u32;
+                    }
+                }
+            }
+        }
+        self.count_access(warp, space, &addrs, bytes * n as u32, active, true);
+    }
+
+    fn atomic_one(
+        &mut self,
+        warp: &mut Warp,
+        lane: usize,
+        space: Space,
+        address: u64,
+        (op, ty, sem): (AtomOp, AtomTy, AtomSem),
+        b: u64,
+        new: u64,
+    ) -> u64 {
+        let bytes = u32::from(ty.bytes());
+        let (space, address) = if space == Space::Generic { Self::resolve(address) } else { (space, address) };
+        match space {
+            Space::Shared | Space::SharedCluster => {
+                let Some(p) = self.shared_place(warp, lane, space, address, bytes) else {
+                    return 0;
+                };
+                if self.env.options.check_uninit && !self.blocks[p.block].is_written(p.at, bytes) {
+                    self.uninitialised(warp, lane, address, bytes, "shared memory".into());
+                }
+                let old = self.blocks[p.block].peek(p.at, bytes) as u64;
+                let value = combine(op, ty, old, b, new);
+                self.store_shared(warp, lane, p, address, (bytes, u128::from(value)), STRONG);
+                old
+            }
+            _ => {
+                let check_uninit = self.env.options.check_uninit;
+                let Some((a, at)) = self.global_place(warp, lane, address, bytes) else {
+                    return 0;
+                };
+                let unwritten = check_uninit && !a.is_written(at, bytes);
+                let old = a.update(at, bytes, |old| combine(op, ty, old, b, new));
+                let (name, len) = (a.name.clone(), a.len);
+                if unwritten {
+                    self.uninitialised(warp, lane, address, bytes, format!("`{name}`"));
+                }
+                if self.global.is_some() {
+                    self.global_race(warp, lane, address, (at, bytes, len), &name, Access::Atomic);
+                    if let Some(g) = &mut self.global {
+                        g.atomic(address, sem.release);
+                    }
+                }
+                old
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A simulated GPU that executes PTX text on the CPU, warp by warp, and reports what a kernel does wrong.
+//!
+//! It reads the PTX that would go to the driver, so it tests the emitter and not a twin of it. Besides results it reports
+//! out-of-bounds, misaligned and uninitialised accesses, data races by happens-before, missing waits and proxy fences,
+//! deadlocks, bank conflicts and uncoalesced accesses. Depends on no other module of the runtime.
+//!
+//! ```
+//! use zellige_runtime::sim::{LaunchDims, Memory, Module, SimOptions, launch};
+//! let ptx = "
+//! .version 8.0
+//! .target sm_80
+//! .address_size 64
+//! .visible .entry twice(.param .u64 p) {
+//!     .reg .b64 %rd<4>; .reg .b32 %r<4>;
+//!     ld.param.u64 %rd1, [p];
+//!     mov.u32 %r1, %tid.x;
+//!     mul.wide.u32 %rd2, %r1, 4;
+//!     add.s64 %rd3, %rd1, %rd2;
+//!     ld.global.u32 %r2, [%rd3];
+//!     add.u32 %r3, %r2, %r2;
+//!     st.global.u32 [%rd3], %r3;
+//!     ret;
+//! }";
+//! let module = Module::parse(ptx)?;
+//! let mut memory = Memory::new();
+//! let p = memory.alloc_init("x", &7u32.to_le_bytes().repeat(32));
+//! let report = launch(&module, "twice", LaunchDims::linear(1, 32), &p.to_le_bytes(), &mut memory, &SimOptions::default())?;
+//! assert!(report.faults.is_empty(), "{}", report.describe());
+//! assert_eq!(memory.read(p, 4)?, 14u32.to_le_bytes());
+//! # Ok::<(), zellige_runtime::sim::SimError>(())
+//! ```
+
+mod check;
+mod decode;
+mod error;
+mod exec;
+mod fault;
+mod launch;
+mod memory;
+mod options;
+mod params;
+mod parse;
+mod stats;
+
+pub use decode::Kernel;
+pub use error::{SimError, SourceRef};
+pub use exec::tensormap::{Swizzle, TensorElem, TensorMap};
+pub use fault::{Fault, FaultKind};
+pub use launch::{Report, launch};
+pub use memory::Memory;
+pub use options::{LaunchDims, SimOptions};
+pub use params::ParamBlock;
+pub use parse::ast::ParamDecl;
+pub use stats::{InstReport, InstStats, Stats};
+
+/// A loaded module: decoded kernels and the initial contents of its variables.
+#[derive(Debug, Clone)]
+pub struct Module {
+    kernels: Vec<Kernel>,
+    image: decode::Image,
+}
+
+impl Module {
+    /// Parses and decodes PTX text.
+    ///
+    /// # Errors
+    /// [`SimError::Parse`] for what is not PTX, [`SimError::NotSimulated`] for what the simulator does not know,
+    /// [`SimError::Invalid`] for operands that do not fit their instruction; each with the line and its text.
+    pub fn parse(text: &str) -> Result<Module, SimError> {
+        let ast = parse::parse(text)?;
+        let lines: Vec<&str> = text.lines().collect();
+        let image = decode::image(&ast);
+        let kernels =
+            ast.entries.iter().map(|e| decode::kernel(&ast, &image, e, &lines)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Module { kernels, image })
+    }
+
+    /// The kernel of that name.
+    ///
+    /// # Errors
+    /// [`SimError::UnknownKernel`], listing those there are.
+    pub fn kernel(&self, name: &str) -> Result<&Kernel, SimError> {
+        self.kernels.iter().find(|k| k.name == name).ok_or_else(|| SimError::UnknownKernel {
+            name: name.into(),
+            available: self.kernels.iter().map(|k| k.name.clone()).collect(),
+        })
+    }
+
+    /// All kernels, in the order of the text.
+    pub fn kernels(&self) -> &[Kernel] {
+        &self.kernels
+    }
+}
