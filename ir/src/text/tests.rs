@@ -1,3 +1,5 @@
+//! Tests of printing and parsing.
+
 use super::fields::{Aspect, OpText, Segment, head, segments};
 use super::*;
 use crate::op::OpKind;
