@@ -5,10 +5,12 @@
 //! problems of known answers. [`mod@reference`] shares no code with the kernels.
 
 pub mod attention;
+mod choice;
 pub mod cli;
 pub mod gemm;
 pub mod inputs;
 pub mod library;
 pub mod norm;
+pub mod quant;
 pub mod reference;
 pub mod run;

@@ -4,7 +4,7 @@
 //! A kernel file declares one [`LibraryKernel`] and the list in [`all`] names it. Everything else (`list`,
 //! `describe`, `check`, `bench`, `run`, the generated documentation, the test suite) works from that.
 
-use crate::reference::metrics::Verdict;
+use crate::reference::metrics::{Tolerance, Verdict, compare};
 use zellige::runtime::{DynTensor, TensorError};
 use zellige::{Kernel, Tune, TuneError, TuneField, TuneValue};
 use zellige_ir::Const;
@@ -145,6 +145,29 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
+impl Comparison {
+    /// Compares a tensor with one of the same type and shape, bit for bit.
+    ///
+    /// # Panics
+    /// If `got` is no tensor, or the shapes differ: a problem's own mistake.
+    pub fn exact(output: &'static str, got: &Value, want: &DynTensor) -> Comparison {
+        let Value::Tensor(tensor) = got else { panic!("`{output}` is a scalar") };
+        assert_eq!((tensor.dtype(), tensor.shape()), (want.dtype(), want.shape()), "`{output}` cannot be compared");
+        let same = tensor.to_bytes().expect("nobody writes the tensor now") == want.to_bytes().expect("nor this one");
+        // The values say where and by how much; integers may be too large for them to say whether.
+        let mut verdict = compare(&got.f32s(), &Value::Tensor(want.clone()).f32s(), Tolerance::Exact);
+        if !same && verdict.pass {
+            verdict = Verdict { pass: false, used: f64::INFINITY, ..verdict };
+        }
+        Comparison { output, verdict }
+    }
+
+    /// Compares values bit for bit.
+    pub fn exact_f32(output: &'static str, got: &[f32], want: &[f32]) -> Comparison {
+        Comparison { output, verdict: compare(got, want, Tolerance::Exact) }
+    }
+}
+
 /// What a problem asks of the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
@@ -255,6 +278,11 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::norm::column_sum::Entry,
         &crate::norm::rope::Entry,
         &crate::norm::hadamard::Entry,
+        &crate::quant::per_token::Entry,
+        &crate::quant::per_block::Entry,
+        &crate::quant::per_channel::Entry,
+        &crate::quant::per_channel::Transposed,
+        &crate::quant::requant::Entry,
     ]
 }
 
