@@ -10,6 +10,7 @@ pub mod cli;
 pub mod gemm;
 pub mod inputs;
 pub mod library;
+pub mod mhc;
 pub mod norm;
 pub mod quant;
 pub mod reference;

@@ -272,6 +272,17 @@ pub type Dtypes = std::collections::BTreeMap<String, zellige_ir::DType>;
 pub fn all() -> &'static [&'static dyn LibraryKernel] {
     &[
         &crate::gemm::dense::Entry,
+        &crate::mhc::expand::ENTRY,
+        &crate::mhc::mix::ENTRY,
+        &crate::mhc::mix_norm::ENTRY,
+        &crate::mhc::split::ENTRY,
+        &crate::mhc::sinkhorn::ENTRY,
+        &crate::mhc::apply::ENTRY,
+        &crate::mhc::post::ENTRY,
+        &crate::mhc::pre_big_fuse::ENTRY,
+        &crate::mhc::pre_big_fuse::NORM_ENTRY,
+        &crate::mhc::head_mix::ENTRY,
+        &crate::mhc::head::ENTRY,
         &crate::attention::flash::Entry,
         &crate::norm::rmsnorm::Entry,
         &crate::norm::rmsnorm_backward::Entry,

@@ -1,0 +1,22 @@
+//! Manifold-constrained hyper-connections.
+//!
+//! A token's state is n residual streams of width d. Before a sub-layer F the streams are mixed into one vector,
+//! `u = sum_j pre_j X_j`; after it `X'_k = post_k F(u) + sum_j C[j,k] X_j`. The mixes come from the state itself:
+//! [`mix`] projects it, [`mix_norm`] scales the projection, [`split`] makes `pre`, `post` and the logits of C, and
+//! [`sinkhorn`] makes C nearly doubly stochastic. Inference runs [`mix`], then [`pre_big_fuse`], then [`post`].
+//!
+//! All mixes are f32, states and sub-layer outputs bf16; sums are formed in f32 in an order that depends on neither the
+//! number of tokens nor the tile sizes along tokens, so that a token's bits do not depend on its batch.
+
+pub mod apply;
+pub mod expand;
+pub mod head;
+pub mod head_mix;
+pub mod mix;
+pub mod mix_norm;
+pub mod post;
+pub mod pre_big_fuse;
+mod problem;
+pub mod sinkhorn;
+pub mod split;
+mod token;

@@ -1,0 +1,247 @@
+//! Everything between the projection and a sub-layer in one pass, for inference.
+
+use super::mix_norm::Slabs;
+use super::problem::{BF16, EPS, Entry, F32, POST_MULTIPLIER, SLABS, Shape, at, check, problem, scalar, tokens};
+use super::token::{Affine, Matrix, weighted_sum};
+use crate::inputs::{Inputs, output};
+use crate::library::{Family, Info, Problem, ProblemError, Value};
+use crate::reference::codec::bf16_round_all;
+use crate::reference::metrics::Tolerance;
+use crate::reference::norm::rms_norm;
+use zellige::prelude::*;
+use zellige_ir::DType;
+
+/// Tile sizes of the fused kernels and the rounds of their Sinkhorn normalisation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+#[tune(constraint = rounds > 0)]
+pub struct FuseConfig {
+    /// Tokens of a block.
+    #[tune(1, 2, 4, 8, 16)]
+    pub bt: usize,
+    #[tune(96, 128, 256)]
+    pub threads: usize,
+    /// Column steps of the Sinkhorn normalisation; V4 has 20.
+    pub rounds: usize,
+}
+
+impl FuseConfig {
+    const DEFAULT: FuseConfig = FuseConfig { bt: 8, threads: 128, rounds: 20 };
+    const SMALL: FuseConfig = FuseConfig { bt: 4, threads: 32, rounds: 20 };
+}
+
+/// The parameters of a hyper-connection.
+#[derive(Clone, Copy)]
+struct Parameters<'a> {
+    /// [3].
+    scale: &'a Tensor<f32, 1>,
+    /// [n (2 + n)].
+    base: &'a Tensor<f32, 1>,
+    eps: Expr<f32>,
+    post_multiplier: Expr<f32>,
+}
+
+/// Computes the coefficients of `pre.shape()[0]` tokens: `pre` stays in the block, `post` and `comb` go to memory.
+#[tile]
+#[allow(clippy::too_many_arguments)]
+fn coefficients(
+    t: T,
+    slabs: Slabs<'_>,
+    p: Parameters<'_>,
+    first: Idx,
+    width: usize,
+    rounds: usize,
+    pre: Shared<f32, 2>,
+    post: &Tensor<f32, 2>,
+    comb: &Tensor<f32, 3>,
+) {
+    let [bt, n] = pre.shape();
+    let mixes = t.shared::<f32, 2>([bt, n * (2 + n)]);
+    slabs.normalize(t, first, lit(width as f32), p.eps, mixes);
+    let [s_pre, s_post, s_comb] = [0usize, 1, 2].map(|i| p.scale[i]);
+    for i in t.parallel(bt) {
+        let token = first + i;
+        for j in 0..n {
+            pre[(i, j)] = Affine { scale: s_pre, base: p.base[j] }.pre(mixes[(i, j)], p.eps);
+            let affine = Affine { scale: s_post, base: p.base[n + j] };
+            post[(token, j)] = affine.post(mixes[(i, n + j)], p.post_multiplier);
+        }
+        let logits = Matrix::from_fn(n, |j, k| {
+            let o = 2 * n + j * n + k;
+            Affine { scale: s_comb, base: p.base[o] }.of(mixes[(i, o)])
+        });
+        logits.sinkhorn(rounds, p.eps).for_each(|j, k, c| comb.store((token, j, k), c));
+    }
+}
+
+/// From the slabs of the projection to the sub-layer's input `u`, `post` and C: the same bits as
+/// [`mhc_mix_norm`](super::mix_norm::mhc_mix_norm), [`mhc_split`](super::split::mhc_split),
+/// [`mhc_sinkhorn`](super::sinkhorn::mhc_sinkhorn) and [`mhc_apply`](super::apply::mhc_apply) in turn.
+#[kernel(static_dims(slabs, outputs, n, d))]
+pub fn mhc_pre_big_fuse(
+    t: T,
+    #[dims(tokens, n, d)] x: &Tensor<bf16, 3>,
+    #[dims(slabs, tokens, outputs)] raw: &Tensor<f32, 3>,
+    #[dims(slabs, tokens)] square_sum: &Tensor<f32, 2>,
+    #[dims(3)] scale: &Tensor<f32, 1>,
+    #[dims(outputs)] base: &Tensor<f32, 1>,
+    #[dims(tokens, d)] u: &mut Tensor<bf16, 2>,
+    #[dims(tokens, n)] post: &mut Tensor<f32, 2>,
+    #[dims(tokens, n, n)] comb: &mut Tensor<f32, 3>,
+    eps: Expr<f32>,
+    post_multiplier: Expr<f32>,
+    #[comptime] cfg: FuseConfig,
+) {
+    let (n, d) = (x.static_dim(1), x.static_dim(2));
+    let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
+    let first = b * cfg.bt;
+    let pre = t.shared::<f32, 2>([cfg.bt, n]);
+    let parameters = Parameters { scale, base, eps, post_multiplier };
+    coefficients(t, Slabs { raw, square_sum }, parameters, first, n * d, cfg.rounds, pre, post, comb);
+    for i in t.serial(cfg.bt) {
+        let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
+        for c in t.parallel(d) {
+            u[(first + i, c)] = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast();
+        }
+    }
+}
+
+/// As [`mhc_pre_big_fuse`], and the sub-layer's RMSNorm on top: `y = bf16(w u / sqrt(mean(u^2) + eps))` of the rounded u,
+/// which is not written.
+#[kernel(static_dims(slabs, outputs, n, d))]
+pub fn mhc_pre_big_fuse_norm(
+    t: T,
+    #[dims(tokens, n, d)] x: &Tensor<bf16, 3>,
+    #[dims(slabs, tokens, outputs)] raw: &Tensor<f32, 3>,
+    #[dims(slabs, tokens)] square_sum: &Tensor<f32, 2>,
+    #[dims(3)] scale: &Tensor<f32, 1>,
+    #[dims(outputs)] base: &Tensor<f32, 1>,
+    #[dims(d)] weight: &Tensor<f32, 1>,
+    #[dims(tokens, d)] y: &mut Tensor<bf16, 2>,
+    #[dims(tokens, n)] post: &mut Tensor<f32, 2>,
+    #[dims(tokens, n, n)] comb: &mut Tensor<f32, 3>,
+    eps: Expr<f32>,
+    post_multiplier: Expr<f32>,
+    #[comptime] cfg: FuseConfig,
+) {
+    let (n, d) = (x.static_dim(1), x.static_dim(2));
+    let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
+    let first = b * cfg.bt;
+    let pre = t.shared::<f32, 2>([cfg.bt, n]);
+    let parameters = Parameters { scale, base, eps, post_multiplier };
+    coefficients(t, Slabs { raw, square_sum }, parameters, first, n * d, cfg.rounds, pre, post, comb);
+    let (u, squares) = (t.fragment::<f32, 2>([1, d]), t.fragment::<f32, 2>([1, d]));
+    let square_sum = t.fragment::<f32, 1>([1]);
+    for i in t.serial(cfg.bt) {
+        let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
+        for c in t.parallel(d) {
+            let mixed = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast::<bf16>().cast::<f32>();
+            u[(0, c)] = mixed;
+            squares[(0, c)] = mixed * mixed;
+        }
+        t.reduce_sum(squares, square_sum, 1);
+        for c in t.parallel(d) {
+            let r = (square_sum[0usize] / d as f32 + eps).rsqrt();
+            y[(first + i, c)] = (u[(0, c)] * r * weight[c]).cast();
+        }
+    }
+}
+
+/// The arguments up to the bias, and the scalars at the end.
+fn inputs_of(s: Shape) -> Result<(Vec<Value>, [Value; 2]), ProblemError> {
+    let (n, width, outputs) = (s.streams, s.width(), s.mixes());
+    let mut inputs = Inputs::new(10);
+    let mean = width as f64 / SLABS as f64;
+    let tensors = vec![
+        Value::Tensor(inputs.normal(DType::BF16, &[s.tokens, n, s.dim], 1.0)?),
+        Value::Tensor(inputs.normal(DType::F32, &[SLABS, s.tokens, outputs], 0.5 * (width as f64).sqrt())?),
+        Value::Tensor(inputs.uniform(DType::F32, &[SLABS, s.tokens], 0.5 * mean, 1.5 * mean)?),
+        Value::Tensor(inputs.uniform(DType::F32, &[3], 0.5, 1.0)?),
+        Value::Tensor(inputs.normal(DType::F32, &[outputs], 1.0)?),
+    ];
+    Ok((tensors, [scalar(EPS), scalar(POST_MULTIPLIER)]))
+}
+
+/// The outputs after `u`, in the order of the signature.
+fn outputs_of(s: Shape) -> Result<[Value; 2], ProblemError> {
+    let n = s.streams;
+    Ok([Value::Tensor(output(DType::F32, &[s.tokens, n])?), Value::Tensor(output(DType::F32, &[s.tokens, n, n])?)])
+}
+
+/// The references' `u` before rounding, `post` and C of sampled tokens.
+fn expected(s: Shape, rounds: usize, args: &[Value], sample: &[usize]) -> [Vec<f32>; 3] {
+    let mhc = crate::reference::mhc::Mhc { rounds, ..s.mhc() };
+    let slabs = (at(&args[1], 1, sample), at(&args[2], 1, sample));
+    let mixes = super::mix_norm::expected(&slabs.0, &slabs.1, s.mixes(), s.width());
+    let split = mhc.split(&mixes, &args[3].f32s(), &args[4].f32s(), sample.len());
+    let u = mhc.apply(&tokens(&args[0], sample), &split.pre, sample.len());
+    [u, split.post, mhc.sinkhorn(&split.comb)]
+}
+
+fn fuse_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError> {
+    let (mut args, scalars) = inputs_of(s)?;
+    args.push(Value::Tensor(output(DType::BF16, &[s.tokens, s.dim])?));
+    args.extend(outputs_of(s)?);
+    args.extend(scalars);
+    Ok(problem(MhcPreBigFuse::new(cfg), args, move |args| {
+        let sample = s.sample();
+        let [u, post, comb] = expected(s, cfg.rounds, args, &sample);
+        vec![
+            check("u", &tokens(&args[5], &sample), &u, BF16),
+            check("post", &tokens(&args[6], &sample), &post, F32),
+            check("comb", &tokens(&args[7], &sample), &comb, F32),
+        ]
+    }))
+}
+
+fn fuse_norm_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError> {
+    let (mut args, scalars) = inputs_of(s)?;
+    args.push(Value::Tensor(Inputs::new(11).normal(DType::F32, &[s.dim], 1.0)?));
+    args.push(Value::Tensor(output(DType::BF16, &[s.tokens, s.dim])?));
+    args.extend(outputs_of(s)?);
+    args.extend(scalars);
+    Ok(problem(MhcPreBigFuseNorm::new(cfg), args, move |args| {
+        let sample = s.sample();
+        let [u, post, comb] = expected(s, cfg.rounds, args, &sample);
+        let weight = args[5].f32s();
+        let y = rms_norm(&bf16_round_all(&u), Some(&weight), sample.len(), s.dim, f64::from(EPS)).y;
+        // A u that rounds the other way moves y by a step of bf16.
+        let tolerance = Tolerance::AbsPlusRel { abs: 1e-5, rel: 1e-2 };
+        vec![
+            check("y", &tokens(&args[6], &sample), &y, tolerance),
+            check("post", &tokens(&args[7], &sample), &post, F32),
+            check("comb", &tokens(&args[8], &sample), &comb, F32),
+        ]
+    }))
+}
+
+/// The library's entry.
+pub const ENTRY: Entry<FuseConfig> = Entry {
+    info: Info {
+        name: "mhc_pre_big_fuse",
+        family: Family::Mhc,
+        summary: "norm of the projection, split, Sinkhorn and apply in one pass",
+        equation: "m = r sum_s raw[s];  (pre, post, L) = split(m);  C = sinkhorn(L);  u = bf16(sum_j pre_j X_j)",
+        tolerance: "the bits of the separate kernels; against the reference as theirs",
+        source: "V4 specification 2.1, 2.2 (pre_big_fuse)",
+    },
+    config: FuseConfig::DEFAULT,
+    small: FuseConfig::SMALL,
+    kernel: |cfg| Box::new(MhcPreBigFuse::new(cfg)),
+    problem: fuse_problem,
+};
+
+/// The library's entry of the variant with the next RMSNorm.
+pub const NORM_ENTRY: Entry<FuseConfig> = Entry {
+    info: Info {
+        name: "mhc_pre_big_fuse_norm",
+        family: Family::Mhc,
+        summary: "pre_big_fuse with the sub-layer's RMSNorm",
+        equation: "(u, post, C) = pre_big_fuse(..);  y = bf16(w u / sqrt(mean(u^2) + eps))",
+        tolerance: "y: abs 1e-5 + rel 1e-2; post and comb: abs 1e-5 + rel 1.3e-6",
+        source: "V4 specification 2.2 (further fusions)",
+    },
+    config: FuseConfig::DEFAULT,
+    small: FuseConfig::SMALL,
+    kernel: |cfg| Box::new(MhcPreBigFuseNorm::new(cfg)),
+    problem: fuse_norm_problem,
+};

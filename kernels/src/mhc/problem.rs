@@ -1,0 +1,154 @@
+//! What the entries of this family share: shapes, inputs, and the checks of sampled tokens.
+
+use crate::inputs::sample_rows;
+use crate::library::{
+    Case, Comparison, Dtypes, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
+};
+use crate::reference::metrics::{Tolerance, compare};
+use crate::reference::mhc::Mhc;
+use zellige::runtime::DynTensor;
+use zellige::{Kernel, Tune, TuneValue};
+use zellige_ir::Const;
+
+/// The eps of V4.
+pub(super) const EPS: f32 = 1e-6;
+/// V4's factor on `post`.
+pub(super) const POST_MULTIPLIER: f32 = 2.0;
+/// Slabs that the cases split the projection's sum into.
+pub(super) const SLABS: usize = 16;
+
+/// A bf16 result against the exact value: half a step of bf16, and the noise of an f32 sum of numbers around 1. Public tests
+/// of these operators ask for 1e-2 + 1e-3, which no correctly rounded result beyond 4 can promise.
+pub(super) const BF16: Tolerance = Tolerance::AbsPlusRel { abs: 1e-5, rel: 0.003_907 };
+/// The default tolerance of `torch.testing.assert_close` for f32.
+pub(super) const F32: Tolerance = Tolerance::AbsPlusRel { abs: 1e-5, rel: 1.3e-6 };
+
+/// Tokens compared of a large problem; the references are slow.
+const SAMPLED_TOKENS: usize = 48;
+/// Elements of a state from which on tokens are sampled.
+const LARGE: usize = 1 << 22;
+
+/// The sizes of a problem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Shape {
+    pub tokens: usize,
+    pub streams: usize,
+    pub dim: usize,
+}
+
+impl Shape {
+    pub const fn new(tokens: usize, streams: usize, dim: usize) -> Shape {
+        Shape { tokens, streams, dim }
+    }
+
+    /// The reference, with V4's constants.
+    pub fn mhc(self) -> Mhc {
+        Mhc { streams: self.streams, eps: f64::from(EPS), ..Mhc::v4(self.dim) }
+    }
+
+    /// Width of a state, n d.
+    pub fn width(self) -> usize {
+        self.streams * self.dim
+    }
+
+    /// Mixes of a token, n (2 + n).
+    pub fn mixes(self) -> usize {
+        self.mhc().mixes()
+    }
+
+    /// The tokens to compare.
+    pub fn sample(self) -> Vec<usize> {
+        let large = self.tokens * self.width() > LARGE;
+        sample_rows(self.tokens, if large { SAMPLED_TOKENS } else { self.tokens })
+    }
+
+    /// No tokens, one, a few, remainders of every tile; 2, 4 and 8 streams.
+    const SMALL: [Shape; 6] = [
+        Shape::new(0, 4, 64),
+        Shape::new(1, 4, 64),
+        Shape::new(5, 4, 40),
+        Shape::new(19, 4, 24),
+        Shape::new(3, 2, 72),
+        Shape::new(9, 8, 20),
+    ];
+
+    /// The shapes of a scale: V4-Flash has width 4096, V4-Pro 7168.
+    pub fn of(scale: Scale) -> Vec<Shape> {
+        match scale {
+            Scale::Small => Shape::SMALL.to_vec(),
+            Scale::Representative => vec![Shape::new(4096, 4, 7168)],
+            Scale::Full => [(1, 7168), (13, 4096), (512, 7168), (4096, 4096), (4096, 7168), (1024, 1280)]
+                .map(|(tokens, dim)| Shape::new(tokens, 4, dim))
+                .to_vec(),
+        }
+    }
+}
+
+/// An entry of the library for a kernel of one set of element types.
+pub struct Entry<C: 'static> {
+    pub(super) info: Info,
+    pub(super) config: C,
+    /// The config of the small cases: tiles small enough that several are needed.
+    pub(super) small: C,
+    pub(super) kernel: fn(C) -> Box<dyn Kernel>,
+    pub(super) problem: fn(Shape, C) -> Result<Problem, ProblemError>,
+}
+
+impl<C: Tune + Copy> LibraryKernel for Entry<C> {
+    fn info(&self) -> Info {
+        self.info
+    }
+
+    fn settings(&self) -> Box<dyn Settings> {
+        Box::new(self.config)
+    }
+
+    fn instantiate(&self, settings: &[(String, TuneValue)], _dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
+        Ok((self.kernel)(apply(self.config, settings)?))
+    }
+
+    fn cases(&self, scale: Scale) -> Vec<Case> {
+        let config = if scale == Scale::Small { self.small } else { self.config };
+        let problem = self.problem;
+        let case = |s: Shape| {
+            let name = format!("tokens={} n={} d={}", s.tokens, s.streams, s.dim);
+            Case::new(name, config, move |config| problem(s, config))
+        };
+        Shape::of(scale).into_iter().map(case).collect()
+    }
+}
+
+/// A problem bound by memory traffic.
+pub(super) fn problem(
+    kernel: impl Kernel + 'static,
+    args: Vec<Value>,
+    verify: impl Fn(&[Value]) -> Vec<Comparison> + Send + Sync + 'static,
+) -> Problem {
+    let work = Work::of(&args);
+    Problem { kernel: Box::new(kernel), args, work, verify: Box::new(verify) }
+}
+
+pub(super) fn scalar(v: f32) -> Value {
+    Value::Scalar(Const::f32(v))
+}
+
+/// What a tensor holds at the given places of an axis, one place after the other.
+///
+/// # Panics
+/// If the argument is a scalar or has no such places: a problem's own mistake.
+pub(super) fn at(value: &Value, axis: usize, places: &[usize]) -> Vec<f32> {
+    let Value::Tensor(tensor) = value else { panic!("only tensors have axes") };
+    let all = |t: &DynTensor| -> Vec<f32> {
+        t.to_f64_vec().expect("nobody writes the tensor now").into_iter().map(|v| v as f32).collect()
+    };
+    places.iter().flat_map(|&i| all(&tensor.select(axis, i).expect("the problem knows its shapes"))).collect()
+}
+
+/// The given tokens of an argument whose first axis is tokens.
+pub(super) fn tokens(value: &Value, places: &[usize]) -> Vec<f32> {
+    at(value, 0, places)
+}
+
+pub(super) fn check(output: &'static str, got: &[f32], want: &[f32], tolerance: Tolerance) -> Comparison {
+    Comparison { output, verdict: compare(got, want, tolerance) }
+}
