@@ -15,3 +15,4 @@ pub mod norm;
 pub mod quant;
 pub mod reference;
 pub mod run;
+mod softmax;

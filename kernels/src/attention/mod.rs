@@ -1,27 +1,83 @@
 //! Attention kernels, and what they share. May depend on the language and on the library's registry.
 
+pub mod delta;
+pub mod dkv;
+pub mod dq;
 pub mod flash;
+mod problem;
 
 use zellige::prelude::*;
 
-/// log2(e): exponentials are computed in base 2.
-pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// Tile sizes of the dense attention kernels, and which keys and logits take part.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+pub struct AttentionConfig {
+    /// Queries of a tile.
+    #[tune(32, 64, 128)]
+    pub bm: usize,
+    /// Keys of a tile.
+    #[tune(32, 64, 128)]
+    pub bn: usize,
+    #[tune(1..=3)]
+    pub stages: usize,
+    #[tune(128, 256)]
+    pub threads: usize,
+    /// Query `i` of S sees the keys `j <= i + N - S` only: the last query sees the last key.
+    pub causal: bool,
+    /// Every head has an extra logit without a value.
+    pub sink: bool,
+}
 
-/// Where a running maximum starts: far below every score, yet finite, so that a row that has seen no key needs
-/// no guard (`exp2(-inf - FLOOR)` is 0 and `exp2(FLOOR - FLOOR)` is 1).
-pub(crate) const FLOOR: f32 = -1_073_741_824.0;
+impl AttentionConfig {
+    /// Tiles of the forward pass that fit registers and shared memory at a head dim.
+    pub fn forward(d: usize) -> AttentionConfig {
+        let (bm, bn, stages) = match d {
+            0..=128 => (128, 64, 2),
+            129..=256 => (64, 64, 2),
+            _ => (64, 64, 1),
+        };
+        AttentionConfig { bm, bn, stages, threads: 128, causal: false, sink: false }
+    }
+
+    /// Tiles of the backward kernels, which hold twice as much: the tile that stays is `bm` queries for `dq` and `bn` keys
+    /// for `dk` and `dv`.
+    pub fn backward(d: usize) -> AttentionConfig {
+        let (bm, bn) = match d {
+            0..=128 => (64, 64),
+            129..=256 => (32, 64),
+            _ => (32, 32),
+        };
+        AttentionConfig { bm, bn, stages: 1, threads: 256, causal: false, sink: false }
+    }
+}
 
 /// The packed positions that one sequence of a ragged batch owns.
 #[derive(Clone, Copy)]
-pub(crate) struct Segment {
-    pub start: Idx,
-    pub len: Idx,
+struct Segment {
+    start: Idx,
+    len: Idx,
 }
 
 impl Segment {
     /// Sequence `b` of a batch owns `bounds[b]..bounds[b + 1]`.
-    pub fn of(bounds: &Tensor<i32, 1>, b: Idx) -> Segment {
+    fn of(bounds: &Tensor<i32, 1>, b: Idx) -> Segment {
         let start = bounds[b].to_index();
         Segment { start, len: bounds[b + 1].to_index() - start }
+    }
+}
+
+/// How many keys query `i` of a sequence sees.
+fn visible(i: Idx, queries: Segment, keys: Segment, causal: bool) -> Idx {
+    if causal { keys.len.min(i + 1 + keys.len - queries.len) } else { keys.len }
+}
+
+/// Sets the rows of a tile from `valid` on to zero: they belong to another sequence, where a probability of zero would
+/// not stop a NaN.
+#[tile]
+fn clear_rows_from(t: T, tile: Shared<bf16, 2>, valid: Idx) {
+    let [rows, cols] = tile.shape();
+    if valid < rows {
+        for (r, c) in t.parallel((rows, cols)) {
+            tile[(r, c)] = select(r < valid, tile[(r, c)], 0.0);
+        }
     }
 }

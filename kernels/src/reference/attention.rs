@@ -71,7 +71,7 @@ impl Attention<'_> {
         }
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let total = |cu: &[usize]| cu.last().copied().unwrap_or(0);
         expect_len("q", self.q.len(), &[total(self.cu_seqlens_q), self.heads, self.dim_qk]);
         expect_len("k", self.k.len(), &[total(self.cu_seqlens_kv), self.kv_heads, self.dim_qk]);
@@ -89,7 +89,7 @@ impl Attention<'_> {
     }
 
     /// Keys visible to a query, as a range of packed key positions.
-    fn visible(&self, token: usize) -> std::ops::Range<usize> {
+    pub(super) fn visible(&self, token: usize) -> std::ops::Range<usize> {
         let inside = |cu: &[usize]| cu[0] <= token && token < cu[1];
         let Some(b) = self.cu_seqlens_q.windows(2).position(inside) else {
             panic!("query {token} belongs to no sequence of {:?}", self.cu_seqlens_q);

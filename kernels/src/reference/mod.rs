@@ -17,8 +17,10 @@
 pub mod activation;
 pub mod activation_backward;
 pub mod attention;
+pub mod attention_backward;
 pub mod codec;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod engram;
 pub mod gemm;
 pub mod hadamard;
