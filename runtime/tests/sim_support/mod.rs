@@ -7,9 +7,11 @@ use std::sync::Once;
 
 use zellige_runtime::sim::{Fault, FaultKind, LaunchDims, Memory, Module, ParamBlock, Report, SimOptions, launch};
 
-/// A module with one kernel `k`.
+/// A module with one kernel `k`; `dyn` is its dynamic shared memory.
 pub fn module_text(arch: &str, params: &str, body: &str) -> String {
-    format!(".version 8.0\n.target {arch}\n.address_size 64\n.visible .entry k({params})\n{{\n{body}\n}}\n")
+    format!(
+        ".version 8.0\n.target {arch}\n.address_size 64 .extern .shared .align 1024 .b8 dyn[];\n.visible .entry k({params})\n{{\n{body}\n}}\n"
+    )
 }
 
 /// Assembles `text` if `ZELLIGE_PTXAS` names a `ptxas`; says loudly that it does not otherwise.
