@@ -11,8 +11,8 @@ use std::sync::Arc;
 use zellige_ir::diagnostic::Diagnostic;
 use zellige_ir::{Access, BufferData, Const, Element, Extent, Func, Scope, Span, Strides, Value};
 use zellige_runtime::{
-    Arg, BuildTimes, Device, DeviceTensor, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, Stream,
-    TensorSpec, bind,
+    Arg, BoundLaunch, BuildTimes, Device, DeviceTensor, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes,
+    Stream, TensorSpec, bind,
 };
 
 /// Identity of a launcher: the kernel function, its type arguments and its compile-time parameters.
@@ -71,6 +71,16 @@ pub trait Kernel: Send + Sync {
         let signature = self.signature();
         let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
         stream.launch(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, args)
+    }
+
+    /// Checks the arguments and gets everything ready, so that the kernel can be run, and timed, again and again.
+    ///
+    /// # Errors
+    /// As [`launch_args`](Self::launch_args).
+    fn bind_args<'a>(&self, stream: &Stream, args: &'a [Arg<'a>]) -> Result<BoundLaunch<'a>, LaunchError> {
+        let signature = self.signature();
+        let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
+        stream.bind(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, args)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs a problem on a device: builds its kernel, launches it, compares the outputs with the reference.
 
 use crate::library::{Comparison, Problem, Value, Work};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zellige::runtime::{Arg, BuildTimes, LaunchError, ParamSpec, Sizes, Stream, bind};
 use zellige_ir::Access;
 
@@ -9,7 +9,7 @@ use zellige_ir::Access;
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub build: BuildTimes,
-    /// The fastest of the launches after the first.
+    /// The fastest launch on a device whose time others take too, the median one elsewhere.
     pub time: Duration,
     pub work: Work,
     pub comparisons: Vec<Comparison>,
@@ -27,25 +27,26 @@ impl Outcome {
     }
 }
 
-/// Builds the kernel, launches it `1 + repeats` times and compares the outputs.
+/// Builds the kernel, launches it once and compares the outputs, then times `repeats` more launches.
 ///
 /// # Errors
 /// If an argument does not fit, the kernel cannot be built, or the device fails.
 pub fn run(problem: &Problem, stream: &Stream, repeats: usize) -> Result<Outcome, LaunchError> {
-    let build = problem.kernel.prepare(stream.device(), &arguments(problem))?;
-    let timed = || -> Result<Duration, LaunchError> {
-        let start = Instant::now();
-        launch(problem, stream)?;
-        stream.synchronize()?;
-        Ok(start.elapsed())
-    };
-    let first = timed()?;
+    let args = arguments(problem);
+    let build = problem.kernel.prepare(stream.device(), &args)?;
+    let mut bound = problem.kernel.bind_args(stream, &args)?;
+    let first = bound.time(1)?;
+    bound.finish()?;
+    // The tensors are free again: a verification may read them.
+    drop(bound);
     // Now, not after the repeats: a kernel that updates its arguments in place moves on with every launch.
     let comparisons = (problem.verify)(&problem.args);
-    let mut time = if repeats == 0 { first } else { Duration::MAX };
-    for _ in 0..repeats {
-        time = time.min(timed()?);
-    }
+    let mut times = match repeats {
+        0 => first,
+        _ => problem.kernel.bind_args(stream, &args)?.time(repeats)?,
+    };
+    times.sort_unstable();
+    let time = if stream.device().is_shared() { times[0] } else { times[times.len() / 2] };
     Ok(Outcome { build, time, work: problem.work, comparisons })
 }
 

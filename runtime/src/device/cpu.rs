@@ -1,13 +1,13 @@
 //! The CPU device: blocks of a launch are shared out to the threads of the global rayon pool.
 
-use super::{Backend, Executable, Launch};
+use super::{Backend, Bound, Executable, Launch};
 use crate::cache::{Artifact, ArtifactKind, KernelCache, Key, Source};
 use crate::launch::{Arg, LaunchError};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use zellige_codegen::cpu::abi::{Failure, FailureKind, scalar_slot};
 use zellige_codegen::cpu::exec::{Arena, Executable as Code};
 use zellige_codegen::cpu::{ArgSlot, CpuKernel, CpuOptions, compile, host_fingerprint};
@@ -37,7 +37,7 @@ impl Backend for Cpu {
         "cpu".to_owned()
     }
 
-    fn load(&self, func: &Func) -> Result<Box<dyn Executable>, String> {
+    fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
         let options = CpuOptions::default();
         let target = self.target.as_ref().map_err(String::clone)?;
         let key = Key::new(&cache_text(func), target, &format!("{options:?}"));
@@ -53,11 +53,7 @@ impl Backend for Cpu {
             Err(_) => compile(func, &options).map_err(|e| e.to_string())?,
         };
         let code = Code::new(kernel).map_err(|e| format!("the system refuses executable memory: {e}"))?;
-        Ok(Box::new(CpuExecutable { code, from_cache: fetched.source == Source::Store }))
-    }
-
-    fn synchronize(&self) -> Result<(), LaunchError> {
-        Ok(())
+        Ok(Arc::new(CpuExecutable { code, from_cache: fetched.source == Source::Store }))
     }
 }
 
@@ -86,9 +82,23 @@ impl Executable for CpuExecutable {
         self.from_cache
     }
 
-    fn run(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
-        let kernel = self.code.kernel();
-        let args = slots(kernel, launch);
+    fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        let slots = slots(self.code.kernel(), &launch);
+        Ok(Box::new(BoundKernel { kernel: self, slots, launch }))
+    }
+}
+
+struct BoundKernel<'a> {
+    kernel: Arc<CpuExecutable>,
+    /// Values of the kernel's argument slots; the tensors they point to are borrowed by `launch`.
+    slots: Vec<u64>,
+    launch: Launch<'a>,
+}
+
+impl Bound for BoundKernel<'_> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        let (launch, args, code) = (&self.launch, &self.slots, &self.kernel.code);
+        let kernel = code.kernel();
         let blocks: usize = launch.grid.iter().product();
         let pieces = (rayon::current_num_threads() * PIECES_PER_THREAD).min(blocks);
         let failed = AtomicBool::new(false);
@@ -107,7 +117,7 @@ impl Executable for CpuExecutable {
                 };
                 // SAFETY: `bind` checked every tensor against the signature the kernel was recorded from, the slots
                 // are those the kernel asks for, and the tensors are borrowed for the time of the launch.
-                unsafe { self.code.run(&args, range, arena, &mut print) }
+                unsafe { code.run(args, range, arena, &mut print) }
             });
             if let Err(failure) = result {
                 failed.store(true, Ordering::Relaxed);

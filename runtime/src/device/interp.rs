@@ -1,8 +1,9 @@
 //! The interpreter as a device: slow, checks every access, and defines what the other devices must compute.
 
-use super::{Backend, Executable, Launch};
+use super::{Backend, Bound, Executable, Launch};
 use crate::launch::{Arg, LaunchError};
 use crate::tensor::DynTensor;
+use std::sync::Arc;
 use zellige_ir::Func;
 use zellige_ir::diagnostic::{Diagnostic, render};
 use zellige_ir::interp::{self, TensorArg};
@@ -14,12 +15,8 @@ impl Backend for Interp {
         "interp".to_owned()
     }
 
-    fn load(&self, func: &Func) -> Result<Box<dyn Executable>, String> {
-        Ok(Box::new(Interpreted { func: func.clone() }))
-    }
-
-    fn synchronize(&self) -> Result<(), LaunchError> {
-        Ok(())
+    fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
+        Ok(Arc::new(Interpreted { func: func.clone() }))
     }
 }
 
@@ -32,9 +29,21 @@ impl Executable for Interpreted {
         false
     }
 
-    fn run(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
+    fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        Ok(Box::new(BoundInterpreted { kernel: self, launch }))
+    }
+}
+
+struct BoundInterpreted<'a> {
+    kernel: Arc<Interpreted>,
+    launch: Launch<'a>,
+}
+
+impl Bound for BoundInterpreted<'_> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        let launch = &self.launch;
         let mut args: Vec<interp::Arg> = launch.args.iter().map(import).collect();
-        let report = interp::run(&self.func, &mut args).map_err(|errors| {
+        let report = interp::run(&self.kernel.func, &mut args).map_err(|errors| {
             let diagnostics: Vec<Diagnostic> = errors.into_iter().map(Diagnostic::from).collect();
             LaunchError::Device { kernel: launch.kernel, device: "interp".to_owned(), cause: render(&diagnostics) }
         })?;

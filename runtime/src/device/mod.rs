@@ -7,6 +7,8 @@ mod cpu;
 mod interp;
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
+use crate::tensor::Hold;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,18 +22,38 @@ pub(crate) trait Backend: Send + Sync {
     fn name(&self) -> String;
 
     /// Compiles a verified kernel, or loads it from the cache.
-    fn load(&self, func: &Func) -> Result<Box<dyn Executable>, String>;
-
-    /// Waits for everything that was launched.
-    fn synchronize(&self) -> Result<(), LaunchError>;
+    fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String>;
 }
 
 /// A compiled kernel on its device.
 pub(crate) trait Executable: Send + Sync {
-    fn run(&self, launch: &Launch<'_>) -> Result<(), LaunchError>;
+    /// Gets everything ready that a launch on these arguments needs.
+    fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError>;
 
     /// Did the code come from the disk cache?
     fn from_cache(&self) -> bool;
+}
+
+/// A compiled kernel with its arguments in place.
+pub(crate) trait Bound {
+    /// Runs the kernel once.
+    fn run(&mut self) -> Result<(), LaunchError>;
+
+    /// Runs the kernel `repeats` times and returns how long each took, as precisely as the device can tell.
+    fn time(&mut self, repeats: usize) -> Result<Vec<Duration>, LaunchError> {
+        (0..repeats)
+            .map(|_| {
+                let start = Instant::now();
+                self.run()?;
+                Ok(start.elapsed())
+            })
+            .collect()
+    }
+
+    /// Makes the outputs visible in the host's tensors.
+    fn finish(&mut self) -> Result<(), LaunchError> {
+        Ok(())
+    }
 }
 
 /// A launch whose arguments have been checked.
@@ -40,9 +62,44 @@ pub(crate) struct Launch<'a> {
     /// One for each parameter of the function.
     pub args: &'a [Arg<'a>],
     /// Extents by position in `Func::dims`.
-    pub dims: &'a [usize],
+    pub dims: Vec<usize>,
     /// Extents of the grid; none is zero.
-    pub grid: &'a [usize],
+    pub grid: SmallVec<[usize; 3]>,
+}
+
+/// A kernel with arguments that have been checked and moved to where the device wants them: it can be run, and timed,
+/// again and again. Outputs appear in the host's tensors with [`finish`](Self::finish).
+pub struct BoundLaunch<'a> {
+    /// `None` if the grid is empty.
+    bound: Option<Box<dyn Bound + 'a>>,
+    _holds: Vec<Hold>,
+}
+
+impl BoundLaunch<'_> {
+    /// Runs the kernel once.
+    ///
+    /// # Errors
+    /// If the device fails or an assertion of the kernel does not hold.
+    pub fn run(&mut self) -> Result<(), LaunchError> {
+        self.bound.as_mut().map_or(Ok(()), |b| b.run())
+    }
+
+    /// Runs the kernel `repeats` times and returns how long each took. On a GPU the time is the device's own, with a cold
+    /// L2 cache.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn time(&mut self, repeats: usize) -> Result<Vec<Duration>, LaunchError> {
+        self.bound.as_mut().map_or(Ok(vec![Duration::ZERO; repeats]), |b| b.time(repeats))
+    }
+
+    /// Makes the outputs visible in the host's tensors.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn finish(&mut self) -> Result<(), LaunchError> {
+        self.bound.as_mut().map_or(Ok(()), |b| b.finish())
+    }
 }
 
 /// What it took to make a kernel ready.
@@ -59,7 +116,7 @@ pub struct BuildTimes {
 /// A kernel that is ready to run.
 pub(crate) struct Loaded {
     func: Func,
-    executable: Box<dyn Executable>,
+    executable: Arc<dyn Executable>,
     times: BuildTimes,
 }
 
@@ -115,6 +172,11 @@ impl Device {
         self.0.backend.name()
     }
 
+    /// Do other programs take part of the device's time? Then only its fastest launch says how fast a kernel is.
+    pub fn is_shared(&self) -> bool {
+        true
+    }
+
     /// A queue of launches on this device.
     pub fn stream(&self) -> Stream {
         Stream { device: self.clone() }
@@ -165,12 +227,23 @@ impl Stream {
         &self.device
     }
 
-    /// Checks the arguments, builds the kernel if this is its first launch, and runs it. A grid with an empty axis
-    /// runs nothing.
+    /// Checks the arguments, builds the kernel if this is its first launch, runs it and waits for it. A grid with an
+    /// empty axis runs nothing.
     ///
     /// # Errors
     /// If an argument does not fit, the kernel cannot be built, or the device fails.
     pub fn launch(&self, kernel: &Recordable<'_>, args: &[Arg<'_>]) -> Result<(), LaunchError> {
+        let mut bound = self.bind(kernel, args)?;
+        bound.run()?;
+        bound.finish()
+    }
+
+    /// Checks the arguments, builds the kernel if it is not ready, and puts the arguments where the device wants them.
+    /// The tensors are in use until the result is dropped.
+    ///
+    /// # Errors
+    /// If an argument does not fit, the kernel cannot be built, or the device has no room.
+    pub fn bind<'a>(&self, kernel: &Recordable<'_>, args: &'a [Arg<'a>]) -> Result<BoundLaunch<'a>, LaunchError> {
         let name = kernel.signature.kernel;
         let sizes = bind(kernel.signature, args)?;
         let loaded = self.device.loaded(kernel, &sizes)?;
@@ -196,17 +269,10 @@ impl Stream {
             other => LaunchError::Grid { kernel: name, cause: other.to_string() },
         })?;
         if grid.contains(&0) {
-            return Ok(());
+            return Ok(BoundLaunch { bound: None, _holds: Vec::new() });
         }
-        let _holds = hold(kernel.signature, args)?;
-        loaded.executable.run(&Launch { kernel: name, args, dims: &dims, grid: &grid })
-    }
-
-    /// Waits until every launch is done.
-    ///
-    /// # Errors
-    /// If one of them failed.
-    pub fn synchronize(&self) -> Result<(), LaunchError> {
-        self.device.0.backend.synchronize()
+        let holds = hold(kernel.signature, args)?;
+        let bound = Arc::clone(&loaded.executable).bind(Launch { kernel: name, args, dims, grid })?;
+        Ok(BoundLaunch { bound: Some(bound), _holds: holds })
     }
 }
