@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use zellige_ir::passes::simplify;
 use zellige_ir::verify::Rule;
 use zellige_ir::{OpKind, verify};
-use zellige_tests::filetest::{self, TestFile, commands};
+use zellige_tests::filetest::{self, TestFile, commands, passes};
 
-const DIRECTORIES: [&str; 3] = ["parse", "verify", "run"];
+const DIRECTORIES: [&str; 6] = ["parse", "verify", "run", "simplify", "licm", "pipeline"];
 
 #[test]
 fn parse() {
@@ -21,6 +22,21 @@ fn verifier() {
 #[test]
 fn run() {
     filetest::check_directory("run", commands::IR);
+}
+
+#[test]
+fn simplify() {
+    filetest::check_directory("simplify", passes::PASSES);
+}
+
+#[test]
+fn licm() {
+    filetest::check_directory("licm", passes::PASSES);
+}
+
+#[test]
+fn pipeline() {
+    filetest::check_directory("pipeline", passes::PASSES);
 }
 
 fn read(directory: &str) -> Vec<TestFile> {
@@ -54,6 +70,17 @@ fn every_op_is_parsed_and_every_op_runs() {
             OpKind::TABLE.iter().map(|info| info.name).filter(|name| !seen.contains(name)).collect();
         assert!(missing.is_empty(), "no file in {directory} has {missing:?}");
     }
+}
+
+#[test]
+fn every_rule_of_the_simplifier_is_applied() {
+    let mut unseen: HashSet<&str> = simplify::rules().map(|(name, _)| name).collect();
+    for mut func in read("simplify").iter().filter_map(|file| file.funcs().ok()).flatten() {
+        for (rule, _) in simplify::run(&mut func).iter() {
+            unseen.remove(rule);
+        }
+    }
+    assert!(unseen.is_empty(), "no file applies {unseen:?}");
 }
 
 /// What the parser rejects already is in the verifier's unit tests.

@@ -16,7 +16,7 @@ pub const IR: &[(&str, Command)] = &[
 ];
 
 /// The functions, or the parser's errors.
-fn funcs(file: &TestFile) -> Result<Vec<Func>, Outcome> {
+pub(super) fn funcs(file: &TestFile) -> Result<Vec<Func>, Outcome> {
     file.funcs().map_err(|errors| Outcome {
         errors: errors
             .iter()
@@ -102,11 +102,16 @@ fn run(file: &TestFile) -> Outcome {
         Ok(funcs) => funcs,
         Err(outcome) => return outcome,
     };
-    let mut outcome = verify_all(file);
-    let Some(func) = funcs.first() else { return outcome };
-    if !outcome.errors.is_empty() {
-        return outcome;
+    let outcome = verify_all(file);
+    match funcs.first() {
+        Some(func) if outcome.errors.is_empty() => run_func(file, func),
+        _ => outcome,
     }
+}
+
+/// The file's runs of a verified function.
+pub(super) fn run_func(file: &TestFile, func: &Func) -> Outcome {
+    let mut outcome = Outcome::default();
     let mut outputs = Vec::new();
     for run in &file.runs {
         let args = match inputs::args(func, &run.inputs) {

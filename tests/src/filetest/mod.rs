@@ -22,6 +22,7 @@
 
 pub mod commands;
 pub mod inputs;
+pub mod passes;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -6,16 +6,23 @@ use crate::numerics::Const;
 use crate::op::{LoopKind, OpKind, Visit};
 use std::collections::HashSet;
 
+/// The rules of this file.
+pub(super) const LAWS: [(&str, &str); 5] = [
+    ("decided-if", "a conditional whose condition is known is the arm taken"),
+    ("empty-loop", "a loop that runs no iteration is nothing"),
+    (
+        "single-iteration",
+        "a loop of one iteration is its body with the indices 0; persistent loops deal iterations out to blocks and stay",
+    ),
+    ("single-index", "an index of extent 1 is 0"),
+    (
+        "true-assertion",
+        "an assertion that follows from what is known checks nothing; an assumption goes only if its condition is a \
+         constant, since it would follow from itself",
+    ),
+];
+
 /// The ops that stand for `op`, if it is not needed itself; they have not been visited yet.
-///
-/// Rules, with their laws:
-/// - `decided-if`: a conditional whose condition is known is the arm taken;
-/// - `empty-loop`: a loop that runs no iteration is nothing;
-/// - `single-iteration`: a loop of one iteration is its body with the indices 0. Persistent loops deal iterations out
-///   to blocks and stay;
-/// - `single-index`: an index of extent 1 is 0;
-/// - `true-assertion`: an assertion that follows from what is known checks nothing. An assumption goes only if its
-///   condition is a constant: it would follow from itself.
 pub(super) fn decide(round: &mut Round<'_>, op: Op) -> Option<Vec<Op>> {
     let cx = Context { func: round.func, facts: &round.facts, scopes: &round.scopes };
     match &cx.func.ops[op].kind {

@@ -1,12 +1,16 @@
 //! Removal of ops without an effect.
-//!
-//! Rules: `dead-op` removes pure ops and loads whose results are not used, `dead-alloc` tiles that nothing names,
-//! `empty-control` loops, conditionals and roles without ops. Law: nothing that stays can tell the difference.
 
 use crate::entity::EntityId;
 use crate::func::{Func, Op, Region};
 use crate::op::{Effect, OpKind, Visit};
 use crate::passes::PassStats;
+
+/// The rules of this file.
+pub(super) const LAWS: [(&str, &str); 3] = [
+    ("dead-op", "a pure op or a load whose result is not used does nothing"),
+    ("dead-alloc", "a tile that nothing names holds nothing"),
+    ("empty-control", "a loop, conditional or role without ops does nothing"),
+];
 
 /// Removes what nothing uses, in one sweep from the end.
 pub(super) fn run(func: &mut Func, stats: &mut PassStats) {

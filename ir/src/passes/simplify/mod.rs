@@ -61,15 +61,23 @@ enum Rewrite {
 /// A rewrite of pure ops.
 struct Rule {
     name: &'static str,
-    /// What it promises: why the result is the same and not worse.
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the test that every rule has one"))]
+    /// Why the result is the same and not worse.
     law: &'static str,
     apply: fn(&Context<'_>, Op, &OpKind) -> Option<Rewrite>,
 }
 
-/// All rules, in the order in which they are tried.
-fn rules() -> impl Iterator<Item = &'static Rule> {
+/// The rules for pure ops, in the order in which they are tried.
+fn pure_rules() -> impl Iterator<Item = &'static Rule> {
     [fold::RULES, identity::RULES, convert::RULES, compare::RULES, divide::RULES, index::RULES].into_iter().flatten()
+}
+
+const SAME_OP: (&str, &str) =
+    ("same-op", "a pure op with the operands of an earlier one in an enclosing scope has its result");
+
+/// All rules: their names, as in [`PassStats`], and their laws.
+pub fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let named = [SAME_OP].into_iter().chain(control::LAWS).chain(dead::LAWS);
+    pure_rules().map(|rule| (rule.name, rule.law)).chain(named)
 }
 
 /// What a rule may look at.
@@ -333,7 +341,7 @@ impl<'a> Round<'a> {
         let key = Key::new(self.func, &self.func.ops[op].kind);
         if let Some(key) = key {
             if let (Some(same), false) = (self.scopes.op(&key), is_pinned) {
-                self.stats.note("same-op");
+                self.stats.note(SAME_OP.0);
                 self.replaced.insert(out, same);
                 return true;
             }
@@ -346,7 +354,7 @@ impl<'a> Round<'a> {
     fn first_rewrite(&self, op: Op, is_pinned: bool) -> Option<(&'static str, Rewrite)> {
         let context = Context { func: self.func, facts: &self.facts, scopes: &self.scopes };
         let kind = &self.func.ops[op].kind;
-        let found = rules().find_map(|rule| {
+        let found = pure_rules().find_map(|rule| {
             let rewrite = (rule.apply)(&context, op, kind)?;
             Some((rule.name, rewrite))
         });
@@ -362,9 +370,9 @@ mod tests {
     #[test]
     fn rules_have_names_and_laws() {
         let mut names = HashSet::new();
-        for rule in super::rules() {
-            assert!(names.insert(rule.name), "two rules are called {}", rule.name);
-            assert!(!rule.law.is_empty(), "{} has no law", rule.name);
+        for (name, law) in super::rules() {
+            assert!(names.insert(name), "two rules are called {name}");
+            assert!(!law.is_empty(), "{name} has no law");
         }
     }
 }
