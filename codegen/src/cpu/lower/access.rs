@@ -3,6 +3,7 @@
 //! Outside a tensor a load gives a pad and a store does nothing, without a branch: the access is diverted to scratch
 //! memory.
 
+use super::cast::{pack, unpack};
 use super::rep::{Rep, W, reg, vec_reg};
 use super::{Lower, Result, Storage, Stride};
 use crate::cpu::abi::FailureKind;
@@ -365,6 +366,10 @@ impl Lower<'_> {
             return self.b.bin_imm(BinOp::And, low, 0xf);
         }
         let addr = self.address(s, slot);
+        if s.cell == Cell::Wide {
+            let v = self.b.load(wide_reg(s.dtype), addr, 0);
+            return self.narrow(v, s.dtype);
+        }
         let b = &mut self.b;
         match (s.dtype, s.cell) {
             (DType::Bool, _) => b.load(Ty::I8, addr, 0),
@@ -380,7 +385,7 @@ impl Lower<'_> {
                 let v = b.load(Ty::I16, addr, 0);
                 b.convert(UnOp::SExt, Ty::I32, v)
             }
-            (DType::U16 | DType::F16 | DType::BF16, Cell::Native | Cell::Byte) => {
+            (DType::U16 | DType::F16 | DType::BF16, _) => {
                 let v = b.load(Ty::I16, addr, 0);
                 b.convert(UnOp::ZExt, Ty::I32, v)
             }
@@ -405,6 +410,11 @@ impl Lower<'_> {
             return;
         }
         let addr = self.address(s, slot);
+        if s.cell == Cell::Wide {
+            let v = self.widen(v, s.dtype);
+            self.b.store(v, addr, 0);
+            return;
+        }
         let b = &mut self.b;
         let v = match s.dtype.bits() {
             4 | 8 if s.dtype != DType::Bool => b.convert(UnOp::Reduce, Ty::I8, v),
@@ -412,6 +422,25 @@ impl Lower<'_> {
             _ => v,
         };
         b.store(v, addr, 0);
+    }
+
+    /// From the register form of a type to its wide cell.
+    fn widen(&mut self, v: Val, ty: DType) -> Val {
+        if ty.is_float() { unpack(&mut self.b, ty, v) } else { v }
+    }
+
+    /// From a wide cell to the register form.
+    fn narrow(&mut self, v: Val, ty: DType) -> Val {
+        match ty {
+            // The low half is zero: nothing to round.
+            DType::BF16 => {
+                let int = self.b.ty(v).as_int();
+                let bits = self.b.bitcast(int, v);
+                self.b.bin_imm(BinOp::UShr, bits, 16)
+            }
+            _ if ty.is_float() => pack(&mut self.b, ty, v),
+            _ => v,
+        }
     }
 
     /// Byte address and bit position of a packed half byte.
@@ -424,7 +453,7 @@ impl Lower<'_> {
     }
 
     /// Loads four neighbouring elements, if their type has a vector form.
-    fn load_vector(&mut self, s: &Storage, slot: Val) -> Option<Val> {
+    pub(crate) fn load_vector(&mut self, s: &Storage, slot: Val) -> Option<Val> {
         let vec = vec_reg(s.dtype)?;
         if s.cell == Cell::Native && s.dtype.bits() < 8 {
             if self.b.facts(slot).align < 2 {
@@ -442,6 +471,10 @@ impl Lower<'_> {
             return Some(self.b.bin_imm(BinOp::UShr, high, 12));
         }
         let addr = self.address(s, slot);
+        if s.cell == Cell::Wide {
+            let v = self.b.load(wide_reg(s.dtype).vector(), addr, 0);
+            return Some(self.narrow(v, s.dtype));
+        }
         let signed = s.dtype.is_signed_int();
         let b = &mut self.b;
         Some(match s.dtype.bits() {
@@ -465,7 +498,7 @@ impl Lower<'_> {
     }
 
     /// Stores four neighbouring elements; false if that must be done one by one.
-    fn store_vector(&mut self, s: &Storage, slot: Val, value: Rep) -> bool {
+    pub(crate) fn store_vector(&mut self, s: &Storage, slot: Val, value: Rep) -> bool {
         if s.cell == Cell::Native && s.dtype.bits() < 8 {
             if self.b.facts(slot).align < 2 {
                 return false;
@@ -486,6 +519,11 @@ impl Lower<'_> {
         }
         let v = self.as_vec(value, s.dtype);
         let addr = self.address(s, slot);
+        if s.cell == Cell::Wide {
+            let v = self.widen(v, s.dtype);
+            self.b.store(v, addr, 0);
+            return true;
+        }
         let b = &mut self.b;
         match s.dtype.bits() {
             32 => b.store(v, addr, 0),
@@ -507,4 +545,9 @@ impl Lower<'_> {
         }
         true
     }
+}
+
+/// Register type of a wide cell.
+pub(crate) fn wide_reg(ty: DType) -> Ty {
+    if ty.is_float() { Ty::F32 } else { Ty::I32 }
 }

@@ -140,8 +140,11 @@ impl Lower<'_> {
     /// Copies `src` to `dst`, both known to be inside along `range` (one `lo..hi` for each window axis).
     pub(crate) fn copy_inside(&mut self, src: &View, dst: &View, range: &[(Val, Val)]) -> Result {
         let (from, to) = (src.storage.dtype, dst.storage.dtype);
-        let axis = self.copy_axis(src, dst);
         let extents: Vec<Val> = range.iter().map(|&(lo, hi)| self.b.sub(hi, lo)).collect();
+        if let Some((p, q)) = self.transposes(src, dst, &extents) {
+            return self.copy_transposed(src, dst, range, p, q);
+        }
+        let axis = self.copy_axis(src, dst);
         let axis = axis.filter(|&a| self.b.as_const(extents[a]).is_none_or(|n| n >= W as i64));
         self.box_loop(&extents, axis, 4, &mut |l, point| {
             let at: Vec<Rep> = point.iter().zip(range).map(|(&p, &(lo, _))| l.add_index(p, Rep::Uni(lo))).collect();

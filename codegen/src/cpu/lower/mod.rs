@@ -16,8 +16,9 @@ mod rep;
 mod scalar;
 mod scan;
 mod shuffle;
+mod transpose;
 
-pub(crate) use access::Guard;
+pub(crate) use access::{Guard, wide_reg};
 pub(crate) use copy::View;
 pub(crate) use rep::Rep;
 

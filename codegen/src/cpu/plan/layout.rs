@@ -3,7 +3,7 @@
 //! A tile's elements may be stored wider than its element type and in another axis order: nobody but the lowered
 //! kernel sees them.
 
-use zellige_ir::{DType, Func, Scope};
+use zellige_ir::{Buffer, DType, EntityId, Func, OpKind, Scope, Visit};
 
 /// How an element lies in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +12,8 @@ pub(crate) enum Cell {
     Native,
     /// One `f4e2m1` code to a byte.
     Byte,
+    /// Converted to the type that a gemm multiplies: f32 for a float, i32 for an integer.
+    Wide,
 }
 
 impl Cell {
@@ -21,6 +23,7 @@ impl Cell {
             Cell::Native if ty.bits() < 8 => None,
             Cell::Native => Some(ty.bits() as i64 / 8),
             Cell::Byte => Some(1),
+            Cell::Wide => Some(4),
         }
     }
 }
@@ -34,23 +37,100 @@ pub(crate) struct Layout {
     pub bytes: usize,
 }
 
+/// How a kernel uses a tile.
+#[derive(Clone, Default)]
+struct Uses {
+    /// It is an operand of a gemm.
+    operand: bool,
+    /// Axes along which right-hand operands of gemms are read as vectors.
+    columns: Vec<u8>,
+    /// Other ops than whole-tile moves and gemms touch its elements.
+    elementwise: bool,
+}
+
+/// Can every value of the type be stored wide and come back as it was (up to the payload of a NaN)?
+fn widens(ty: DType) -> bool {
+    match ty {
+        DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F4E2M1 | DType::I8 | DType::I16 | DType::U8 | DType::U16 => {
+            true
+        }
+        // An infinity of f8e5m2 would come back saturated.
+        DType::F8E5M2
+        | DType::E8M0
+        | DType::Bool
+        | DType::I32
+        | DType::I64
+        | DType::U32
+        | DType::U64
+        | DType::Index
+        | DType::F32
+        | DType::F64 => false,
+    }
+}
+
+fn uses(func: &Func) -> Vec<Uses> {
+    let mut uses = vec![Uses::default(); func.buffers.len()];
+    func.walk(func.body, &mut |_, data| match &data.kind {
+        OpKind::Gemm { a, b, acc, .. } => {
+            uses[a.buffer.index()].operand = true;
+            let right = &mut uses[b.buffer.index()];
+            right.operand = true;
+            right.columns.extend(b.axes.get(1).map(|a| a.axis));
+            uses[acc.buffer.index()].elementwise = true;
+        }
+        OpKind::Alloc { .. }
+        | OpKind::Copy { .. }
+        | OpKind::Gather { .. }
+        | OpKind::Fill { .. }
+        | OpKind::Layout { .. } => {}
+        other => other.for_each_buffer(&mut |b: Buffer| uses[b.index()].elementwise = true),
+    });
+    uses
+}
+
 /// The layouts of all buffers, by buffer.
 pub(crate) fn layouts(func: &Func) -> Vec<Layout> {
+    let uses = uses(func);
     func.buffers
         .iter()
-        .map(|(_, data)| {
+        .map(|(id, data)| {
             let Some(shape) = data.static_shape().filter(|_| data.scope != Scope::Global) else {
                 return Layout { cell: Cell::Native, strides: Vec::new(), bytes: 0 };
             };
-            let cell = if data.dtype.bits() < 8 { Cell::Byte } else { Cell::Native };
-            let mut strides = vec![1; shape.len()];
-            for i in (1..shape.len()).rev() {
-                strides[i - 1] = strides[i] * shape[i] as i64;
-            }
-            let elements: usize = shape.iter().product();
-            let size = cell.bytes(data.dtype).unwrap_or(1) as usize;
-            // Room for a vector access at the last element.
-            Layout { cell, strides, bytes: elements * size + 16 }
+            layout(data.dtype, &shape, &uses[id.index()])
         })
         .collect()
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+fn layout(ty: DType, shape: &[usize], uses: &Uses) -> Layout {
+    let cell = match ty {
+        _ if uses.operand && widens(ty) => Cell::Wide,
+        DType::F4E2M1 => Cell::Byte,
+        _ => Cell::Native,
+    };
+    let size = cell.bytes(ty).unwrap_or(1) as usize;
+    // Axes from the outermost to the one of neighbours.
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    let agreed = uses.columns.first().filter(|c| uses.columns.iter().all(|d| d == *c));
+    let columns = agreed.map(|c| usize::from(*c)).filter(|_| !uses.elementwise);
+    if let Some(last) = columns {
+        order.retain(|a| *a != last);
+        order.push(last);
+    }
+    let mut strides = vec![1; shape.len()];
+    let mut next = 1;
+    for (depth, &axis) in order.iter().rev().enumerate() {
+        strides[axis] = next as i64;
+        next *= shape[axis];
+        // A micro-kernel walks down the rows of a right-hand operand: rows a multiple of many lines apart would compete
+        // for the same few sets of the cache.
+        if depth == 0 && !uses.columns.is_empty() && (next * size).is_multiple_of(4 * LINE) {
+            next += LINE / size;
+        }
+    }
+    // Room for a vector access at the last element.
+    Layout { cell, strides, bytes: next * size + 16 }
 }
