@@ -706,3 +706,41 @@ fn tiles_share_memory_when_not_live_together() {
     assert!(kernel.arena_bytes < 2 * 64 * 64 * 4, "{}", kernel.arena_bytes);
     check(&func, &args(t, 1));
 }
+
+#[test]
+fn scalars_of_their_own_in_parallel_iterations() {
+    // Each iteration counts down from its own number; neighbours leave the branch at different times.
+    let t: &[(DType, &[usize])] = &[(DType::I32, &[5, 19]), (DType::I32, &[5, 19]), (DType::F32, &[5, 19])];
+    check_kernel(t, &[1], |b, t, _| {
+        let (m, n, steps) = (b.index(5), b.index(19), b.index(6));
+        let ij = b.begin_for(LoopKind::Parallel, &[m, n]);
+        let count = b.alloc(Scope::Local, DType::I32, &[]);
+        let seen = b.alloc(Scope::Local, DType::F32, &[6]);
+        let (c0, c1) = (b.constant(Const::i32(0)), b.constant(Const::i32(1)));
+        let x = b.load(t[0], &[ij[0], ij[1]]);
+        b.store(count, &[], x);
+        let s = b.begin_for(LoopKind::Serial, &[steps])[0];
+        let c = b.load(count, &[]);
+        let positive = b.cmp(CmpOp::Gt, c, c0);
+        let els = b.begin_if(positive);
+        let less = b.sub(c, c1);
+        b.store(count, &[], less);
+        b.close();
+        b.open(els);
+        let more = b.add(c, c1);
+        b.store(count, &[], more);
+        b.close();
+        let c = b.load(count, &[]);
+        let f = b.cast(c, DType::F32);
+        b.store(seen, &[s], f);
+        b.close();
+        let c = b.load(count, &[]);
+        b.store(t[1], &[ij[0], ij[1]], c);
+        // A place of its own in each iteration.
+        let six = b.index(6);
+        let place = b.binary(BinaryOp::Rem, ij[1], six);
+        let f = b.load(seen, &[place]);
+        b.store(t[2], &[ij[0], ij[1]], f);
+        b.close();
+    });
+}

@@ -80,6 +80,7 @@ impl Lower<'_> {
                 strides: vec![Stride::Const(m.row_stride), Stride::Const(m.column_stride)],
                 extents: v.shape.iter().map(|n| self.b.i64(*n as i64)).collect(),
                 global: false,
+                private: false,
             },
             offsets: vec![zero; 2],
             axes: vec![0, 1],

@@ -34,6 +34,9 @@ pub(crate) enum Guard {
 impl Lower<'_> {
     /// Slot of the element at `indices`, in cells.
     pub(crate) fn place(&mut self, s: &Storage, indices: &[Rep]) -> Place {
+        if s.private {
+            return self.private_place(s, indices);
+        }
         let parts: Option<Vec<(Val, i64)>> = indices
             .iter()
             .map(|r| match *r {
@@ -58,6 +61,25 @@ impl Lower<'_> {
         Place::Lanes(std::array::from_fn(|i| {
             let at: Vec<Val> = lanes.iter().map(|l| l[i]).collect();
             self.slot(s, &at)
+        }))
+    }
+
+    /// As [`place`](Self::place), in the running iterations' own copies.
+    fn private_place(&mut self, s: &Storage, indices: &[Rep]) -> Place {
+        if indices.iter().all(|r| r.is_uniform()) {
+            let at: Vec<Val> = indices.iter().map(|r| self.lane(*r, DType::Index, 0)).collect();
+            let slot = self.slot(s, &at);
+            if self.wide {
+                return Place::Steps { slot, step: 1 };
+            }
+            let lane = self.lane as i64;
+            return Place::Steps { slot: self.b.add_imm(slot, lane), step: 0 };
+        }
+        let lanes: Vec<[Val; W]> = indices.iter().map(|r| self.as_lanes(*r, DType::Index)).collect();
+        Place::Lanes(std::array::from_fn(|i| {
+            let at: Vec<Val> = lanes.iter().map(|l| l[i]).collect();
+            let slot = self.slot(s, &at);
+            self.b.add_imm(slot, i as i64)
         }))
     }
 

@@ -4,8 +4,8 @@ use super::rep::{Rep, W};
 use super::scalar::logical_not;
 use super::{Lower, Result};
 use crate::cpu::abi::FailureKind;
-use crate::cpu::loopir::Val;
-use zellige_ir::{BinaryOp, DType, Def, LoopKind, Op, Region, Value};
+use crate::cpu::loopir::{Ty, UnOp, Val};
+use zellige_ir::{BinaryOp, DType, Def, LoopKind, Op, Region, Value, Visit};
 
 /// An unrolled loop of more iterations than this stays a loop.
 const MAX_UNROLL: i64 = 16;
@@ -69,7 +69,10 @@ impl Lower<'_> {
         }
     }
 
-    pub(super) fn if_op(&mut self, _at: Op, cond: Value, then_body: Region, else_body: Region) -> Result {
+    pub(super) fn if_op(&mut self, cond: Value, then_body: Region, else_body: Region) -> Result {
+        if let Rep::Vec(mask) = self.get(cond) {
+            return self.if_varying(mask, then_body, else_body);
+        }
         let c = self.get_uniform(cond);
         match self.b.as_const(c) {
             Some(0) => return self.region(else_body),
@@ -82,6 +85,50 @@ impl Lower<'_> {
         self.region(else_body)?;
         self.b.end_if(&[]);
         Ok(())
+    }
+
+    /// A branch of four iterations: together if they agree, else one by one.
+    fn if_varying(&mut self, mask: Val, then_body: Region, else_body: Region) -> Result {
+        let outer = self.values.clone();
+        let all = self.b.convert(UnOp::AllTrue, Ty::I8, mask);
+        self.b.begin_if(all);
+        self.region(then_body)?;
+        self.b.begin_else(&[]);
+        let any = self.b.convert(UnOp::AnyTrue, Ty::I8, mask);
+        self.b.begin_if(any);
+        self.wide = false;
+        for lane in 0..W {
+            self.lane = lane;
+            for (v, rep) in &outer {
+                if !rep.is_uniform() && self.is_used(*v, then_body, else_body) {
+                    let x = self.lane(*rep, self.func.ty(*v), lane);
+                    self.set(*v, Rep::Uni(x));
+                }
+            }
+            let c = self.lane(Rep::Vec(mask), DType::Bool, lane);
+            self.b.begin_if(c);
+            self.region(then_body)?;
+            self.b.begin_else(&[]);
+            self.region(else_body)?;
+            self.b.end_if(&[]);
+        }
+        self.lane = 0;
+        self.wide = true;
+        self.values.clone_from(&outer);
+        self.b.begin_else(&[]);
+        self.region(else_body)?;
+        self.b.end_if(&[]);
+        self.b.end_if(&[]);
+        self.values = outer;
+        Ok(())
+    }
+
+    fn is_used(&self, v: Value, then_body: Region, else_body: Region) -> bool {
+        let mut used = false;
+        for region in [then_body, else_body] {
+            self.func.walk(region, &mut |_, data| data.kind.for_each_use(&mut |u| used |= u == v));
+        }
+        used
     }
 
     pub(super) fn while_op(&mut self, before: Region, cond: Value, body: Region) -> Result {

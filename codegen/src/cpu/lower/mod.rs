@@ -61,6 +61,8 @@ pub(crate) struct Storage {
     pub extents: Vec<Val>,
     /// Accesses outside are allowed and do nothing.
     pub global: bool,
+    /// Each iteration of a vectorised loop has its own copy: the four copies of an element are neighbours.
+    pub private: bool,
 }
 
 /// State while one kernel is lowered.
@@ -83,6 +85,8 @@ pub(crate) struct Lower<'f> {
     scratch_max: usize,
     /// Are four iterations being lowered at once?
     wide: bool,
+    /// Which of four iterations is being lowered on its own, when one is.
+    lane: usize,
     /// Element accesses proved to be inside, in the loop being lowered.
     unguarded: HashSet<Op>,
 }
@@ -113,6 +117,7 @@ pub(crate) fn lower(func: &Func, opts: &CpuOptions) -> Result<Lowered> {
         scratch_used: 0,
         scratch_max: 0,
         wide: false,
+        lane: 0,
         unguarded: HashSet::new(),
     };
     let slots = arg_slots(func);
@@ -199,6 +204,7 @@ impl Lower<'_> {
                 strides,
                 extents,
                 global: true,
+                private: false,
             });
         }
         let [.., arena] = self.b.params();
@@ -217,6 +223,7 @@ impl Lower<'_> {
                 strides: layout.strides.iter().map(|s| Stride::Const(*s)).collect(),
                 extents: shape.iter().map(|n| self.b.i64(*n as i64)).collect(),
                 global: false,
+                private: layout.private,
             });
         }
     }
@@ -500,7 +507,7 @@ impl Lower<'_> {
             OpKind::Sort { keys, payload, descending } => self.sort(at, keys, payload.as_ref(), *descending)?,
             OpKind::Shuffle { op, src, dst, amount } => self.shuffle(at, *op, src, dst, *amount)?,
             OpKind::For { kind, indices, extents, body } => self.for_loop(at, *kind, indices, extents, *body)?,
-            OpKind::If { cond, then_body, else_body } => self.if_op(at, *cond, *then_body, *else_body)?,
+            OpKind::If { cond, then_body, else_body } => self.if_op(*cond, *then_body, *else_body)?,
             OpKind::While { before, cond, body } => self.while_op(*before, *cond, *body)?,
             OpKind::Role { role: _, body } => self.region(*body)?,
             OpKind::Print { message, values, window } => self.print(at, message, values, window.as_ref())?,

@@ -3,6 +3,7 @@
 use super::rep::W;
 use super::{Lower, Result, Stride};
 use crate::cpu::loopir::Val;
+use crate::cpu::plan::is_elementwise;
 use std::collections::{HashMap, HashSet};
 use zellige_ir::{BinaryOp, DType, Func, OpKind, Region, Scope, Value, ValueDef, Visit};
 
@@ -92,13 +93,16 @@ impl Lower<'_> {
         best.map(|(_, axis)| axis)
     }
 
-    /// Does everything that steers control flow stay the same along `iv`?
+    /// Does everything that steers loops stay the same along `iv`, and differ only for small branches?
     fn control_is_uniform(&self, iv: Value, body: Region) -> bool {
         let mut varying = HashSet::from([iv]);
         let mut ok = true;
         self.func.walk(body, &mut |_, data| {
             match &data.kind {
-                OpKind::If { cond, .. } => ok &= !varying.contains(cond),
+                // Iterations that part ways are lowered twice, together and one by one.
+                OpKind::If { cond, then_body, else_body } if varying.contains(cond) => {
+                    ok &= [then_body, else_body].iter().all(|r| self.is_small(**r));
+                }
                 // The condition is computed in the loop, after this point of the walk.
                 OpKind::While { .. } => ok = false,
                 OpKind::For { extents, kind, .. } => {
@@ -119,6 +123,12 @@ impl Lower<'_> {
             }
         });
         ok
+    }
+
+    fn is_small(&self, region: Region) -> bool {
+        let mut ops = 0;
+        self.func.walk(region, &mut |_, _| ops += 1);
+        ops <= 24
     }
 
     fn is_stored(&self, buffer: zellige_ir::Buffer, body: Region) -> bool {
@@ -203,46 +213,4 @@ impl Lower<'_> {
             _ => Slope::Other,
         }
     }
-}
-
-/// Does the body consist of scalar ops, element accesses, plain branches and serial loops only, without tiles of its own?
-fn is_elementwise(func: &Func, body: Region) -> bool {
-    let mut ok = true;
-    func.walk(body, &mut |_, data| {
-        ok &= match &data.kind {
-            OpKind::Unary { .. }
-            | OpKind::Binary { .. }
-            | OpKind::Fma { .. }
-            | OpKind::Cmp { .. }
-            | OpKind::Select { .. }
-            | OpKind::Cast { .. }
-            | OpKind::Bitcast { .. }
-            | OpKind::Load { .. }
-            | OpKind::Store { .. }
-            | OpKind::Atomic { .. }
-            | OpKind::If { .. }
-            | OpKind::While { .. }
-            | OpKind::Assert { .. }
-            | OpKind::Assume { .. }
-            | OpKind::Layout { .. } => true,
-            OpKind::For { kind, .. } => !matches!(
-                kind,
-                zellige_ir::LoopKind::Parallel | zellige_ir::LoopKind::Vectorized | zellige_ir::LoopKind::Persistent
-            ),
-            OpKind::Alloc { .. }
-            | OpKind::Copy { .. }
-            | OpKind::Gather { .. }
-            | OpKind::Scatter { .. }
-            | OpKind::Fill { .. }
-            | OpKind::Gemm { .. }
-            | OpKind::Reduce { .. }
-            | OpKind::Scan { .. }
-            | OpKind::TopK { .. }
-            | OpKind::Sort { .. }
-            | OpKind::Shuffle { .. }
-            | OpKind::Role { .. }
-            | OpKind::Print { .. } => false,
-        };
-    });
-    ok
 }

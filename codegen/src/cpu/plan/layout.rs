@@ -3,7 +3,8 @@
 //! A tile's elements may be stored wider than its element type and in another axis order: nobody but the lowered
 //! kernel sees them.
 
-use zellige_ir::{Buffer, DType, EntityId, Func, OpKind, Scope, Visit};
+use std::collections::HashSet;
+use zellige_ir::{Buffer, DType, EntityId, Func, LoopKind, OpKind, Region, Scope, Visit};
 
 /// How an element lies in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Layout {
     /// In cells, one for each axis.
     pub strides: Vec<i64>,
     pub bytes: usize,
+    /// Allocated in the body of a parallel loop: there is one for each of the iterations that run at once.
+    pub private: bool,
 }
 
 /// How a kernel uses a tile.
@@ -91,15 +94,83 @@ fn uses(func: &Func) -> Vec<Uses> {
 /// The layouts of all buffers, by buffer.
 pub(crate) fn layouts(func: &Func) -> Vec<Layout> {
     let uses = uses(func);
+    let private = private_tiles(func);
     func.buffers
         .iter()
         .map(|(id, data)| {
             let Some(shape) = data.static_shape().filter(|_| data.scope != Scope::Global) else {
-                return Layout { cell: Cell::Native, strides: Vec::new(), bytes: 0 };
+                return Layout { cell: Cell::Native, strides: Vec::new(), bytes: 0, private: false };
             };
-            layout(data.dtype, &shape, &uses[id.index()])
+            let plain = layout(data.dtype, &shape, &uses[id.index()]);
+            if !private.contains(&id) {
+                return plain;
+            }
+            let strides = plain.strides.iter().map(|s| s * COPIES as i64).collect();
+            Layout { strides, bytes: plain.bytes * COPIES, private: true, ..plain }
         })
         .collect()
+}
+
+/// Iterations that run at once.
+const COPIES: usize = 4;
+
+/// Tiles that are allocated in the body of an element-wise parallel loop.
+fn private_tiles(func: &Func) -> HashSet<Buffer> {
+    let mut private = HashSet::new();
+    func.walk(func.body, &mut |_, data| {
+        if let OpKind::For { kind: LoopKind::Parallel | LoopKind::Vectorized, body, .. } = &data.kind
+            && is_elementwise(func, *body)
+        {
+            func.walk(*body, &mut |_, data| {
+                if let OpKind::Alloc { buffer } = &data.kind {
+                    private.insert(*buffer);
+                }
+            });
+        }
+    });
+    private
+}
+
+/// Does the region consist of scalar ops, element accesses, branches and serial loops only?
+pub(crate) fn is_elementwise(func: &Func, body: Region) -> bool {
+    let mut ok = true;
+    func.walk(body, &mut |_, data| {
+        ok &= match &data.kind {
+            OpKind::Unary { .. }
+            | OpKind::Binary { .. }
+            | OpKind::Fma { .. }
+            | OpKind::Cmp { .. }
+            | OpKind::Select { .. }
+            | OpKind::Cast { .. }
+            | OpKind::Bitcast { .. }
+            | OpKind::Load { .. }
+            | OpKind::Store { .. }
+            | OpKind::Atomic { .. }
+            | OpKind::Alloc { .. }
+            | OpKind::If { .. }
+            | OpKind::While { .. }
+            | OpKind::Assert { .. }
+            | OpKind::Assume { .. }
+            | OpKind::Layout { .. } => true,
+            OpKind::For { kind, .. } => match kind {
+                LoopKind::Serial | LoopKind::Unrolled | LoopKind::Pipelined { .. } => true,
+                LoopKind::Parallel | LoopKind::Vectorized | LoopKind::Persistent => false,
+            },
+            OpKind::Copy { .. }
+            | OpKind::Gather { .. }
+            | OpKind::Scatter { .. }
+            | OpKind::Fill { .. }
+            | OpKind::Gemm { .. }
+            | OpKind::Reduce { .. }
+            | OpKind::Scan { .. }
+            | OpKind::TopK { .. }
+            | OpKind::Sort { .. }
+            | OpKind::Shuffle { .. }
+            | OpKind::Role { .. }
+            | OpKind::Print { .. } => false,
+        };
+    });
+    ok
 }
 
 /// Bytes of a cache line.
@@ -132,5 +203,5 @@ fn layout(ty: DType, shape: &[usize], uses: &Uses) -> Layout {
         }
     }
     // Room for a vector access at the last element.
-    Layout { cell, strides, bytes: next * size + 16 }
+    Layout { cell, strides, bytes: next * size + 16, private: false }
 }

@@ -4,4 +4,4 @@ mod arena;
 mod layout;
 
 pub(crate) use arena::{Arena, arena};
-pub(crate) use layout::{Cell, Layout, layouts};
+pub(crate) use layout::{Cell, Layout, is_elementwise, layouts};
