@@ -147,8 +147,25 @@ fn gemms() {
                     // SAFETY: the three matrices have `size` rows and columns.
                     unsafe {
                         gemm::gemm(
-                            size, size, size, theirs.as_mut_ptr(), 1, s, false, x.as_ptr(), 1, s, y.as_ptr(), rhs_cs,
-                            rhs_rs, 0.0, 1.0, false, false, false, gemm::Parallelism::None,
+                            size,
+                            size,
+                            size,
+                            theirs.as_mut_ptr(),
+                            1,
+                            s,
+                            false,
+                            x.as_ptr(),
+                            1,
+                            s,
+                            y.as_ptr(),
+                            rhs_cs,
+                            rhs_rs,
+                            0.0,
+                            1.0,
+                            false,
+                            false,
+                            false,
+                            gemm::Parallelism::None,
                         );
                     }
                 },

@@ -27,7 +27,7 @@ pub(super) struct Product {
 }
 
 /// Steps of `k` in one iteration of the micro-kernel's loop.
-const UNROLL: i64 = 4;
+const UNROLL: i64 = 8;
 
 /// Columns of one micro-kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,8 +99,14 @@ impl Lower<'_> {
             }
             acc = self.b.end_for(lp, &next);
         }
-        for u in whole..k {
-            self.step(p, rows, count, ty, (a, b), u, &mut acc);
+        if whole < k {
+            let (lo, hi) = (self.b.i64(whole), self.b.i64(k));
+            let lp = self.b.begin_for(lo, hi, 1, &acc);
+            let a_k = self.b.sum(&[(a, 1), (lp.iv, p.a.column_stride * 4)]);
+            let b_k = self.b.sum(&[(b, 1), (lp.iv, p.b.row_stride * 4)]);
+            let mut next = lp.params.clone();
+            self.step(p, rows, count, ty, (a_k, b_k), 0, &mut next);
+            acc = self.b.end_for(lp, &next);
         }
         for (x, v) in acc.into_iter().enumerate() {
             self.b.store(v, c, place(x / count, x % count));
