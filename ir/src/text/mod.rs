@@ -29,7 +29,7 @@
 //!   extent.
 //! * **Spans.** `@"file":line:col` may follow an op (before its first region, if it has any), a parameter and
 //!   the signature. [`Func::to_text`] prints them, [`Func::canonical_text`] does not.
-//! * **Ops.** One to a line. The syntax of each is its row in the table of [`op`](crate::op); [`fields`] spells the types of
+//! * **Ops.** One to a line. The syntax of each is its row in the table of [`op`](crate::op); `fields` spells the types of
 //!   operands and attributes. Nothing here knows a particular op, but for `alloc`, which gives a tile its number.
 //!
 //! `print(parse(print(f)))` equals `print(f)` byte for byte, with and without spans, for every function whose values

@@ -205,6 +205,9 @@ impl<'s> Parser<'s> {
     pub fn expected(&self, what: &str) -> Box<ParseError> {
         let next = &self.tokens[self.at];
         match self.at.checked_sub(1).map(|before| &self.tokens[before]) {
+            Some(before) if next.kind == TokenKind::End && self.at == self.line_start => {
+                self.expected_at((before.line, before.end_col), what, next.kind.to_string())
+            }
             Some(before) if next.first && self.at != self.line_start => {
                 self.expected_at((before.line, before.end_col), what, "the end of the line".into())
             }

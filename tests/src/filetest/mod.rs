@@ -215,6 +215,10 @@ pub fn check_file(path: &Path, commands: &[(&str, Command)], bless: bool) -> Res
         all.printed = outcome.printed.or(all.printed);
         all.outputs = outcome.outputs.or(all.outputs);
     }
+    let lines = file.text.lines().count() as u32;
+    if let Some((line, message)) = all.errors.iter().find(|(line, _)| !(1..=lines).contains(line)) {
+        return Err(format!("{}:\n  line {line}: {message}", path.display()));
+    }
     if bless {
         let blessed = file.blessed(&all);
         if blessed != file.text {

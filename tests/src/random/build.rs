@@ -136,7 +136,7 @@ impl Plan {
             .collect();
         let threads = pick(self.threads, &[32, 64, 128]).unwrap_or(32);
         let ids = b.grid(&grid, threads);
-        if self.panel % 4 != 0 {
+        if !self.panel.is_multiple_of(4) {
             b.func_mut().block_order = BlockOrder::Panel(u32::from(self.panel % 4));
         }
         let base = [0, 1].map(|axis| {

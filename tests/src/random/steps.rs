@@ -291,7 +291,7 @@ impl Builder<'_> {
                 let room = (t.shape[axis] - n + 1) as i64;
                 let choice = offsets[side * 2 + axis % 2];
                 let room_value = self.b.index(room);
-                let offset = if choice % 3 == 0 {
+                let offset = if choice.is_multiple_of(3) {
                     let index = self.indices[usize::from(choice) % self.indices.len()];
                     self.b.binary(BinaryOp::Rem, index, room_value)
                 } else {
@@ -336,7 +336,7 @@ impl Builder<'_> {
     fn gemm_of_tiles(&mut self, a: u8, b: u8, dtype: u8, start: i8, repeat: u8) -> Option<Tile> {
         let dtype = pick(dtype, &self.config.operands)?;
         let is_packed = dtype == DType::F4E2M1;
-        let matrix = |t: &Tile| t.shape.len() == 2 && !(is_packed && t.shape[1] % 2 != 0);
+        let matrix = |t: &Tile| t.shape.len() == 2 && (!is_packed || t.shape[1].is_multiple_of(2));
         let matrices: Vec<Tile> = self.tiles.iter().filter(|t| matrix(t)).cloned().collect();
         let (a, b) = (pick(a, &matrices)?, pick(b, &matrices)?);
         let (qa, qb) = (self.quantised(&a, dtype)?, self.quantised(&b, dtype)?);

@@ -1,0 +1,28 @@
+//! Excerpts in the documentation are what the source says.
+
+use std::path::Path;
+
+/// Each fenced block whose first line is `// path` must occur in that file, whatever its indentation.
+fn check_excerpts(page: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
+    let text = std::fs::read_to_string(root.join(page)).expect("the page is readable");
+    let trimmed = |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    let mut excerpts = 0;
+    for block in text.split("```rust\n").skip(1) {
+        let block = block.split("```").next().unwrap_or(block);
+        let Some((path, code)) =
+            block.split_once('\n').and_then(|(first, code)| Some((first.strip_prefix("// ")?, code)))
+        else {
+            continue;
+        };
+        let source = std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{page}: {path}: {e}"));
+        assert!(trimmed(&source).contains(&trimmed(code)), "{page}: {path} does not contain\n{code}");
+        excerpts += 1;
+    }
+    assert!(excerpts > 0, "{page} has no excerpts");
+}
+
+#[test]
+fn adding_an_op() {
+    check_excerpts("docs/add-an-op.md");
+}
