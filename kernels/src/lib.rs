@@ -11,6 +11,7 @@ pub mod gemm;
 pub mod inputs;
 pub mod library;
 pub mod mhc;
+pub mod moe;
 pub mod norm;
 pub mod quant;
 pub mod reference;

@@ -297,6 +297,20 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::quant::per_channel::Entry,
         &crate::quant::per_channel::Transposed,
         &crate::quant::requant::Entry,
+        &crate::moe::router::Entry,
+        &crate::moe::gate::Entry,
+        &crate::moe::hash_gate::Entry,
+        &crate::moe::top2_sum_gate::Entry,
+        &crate::moe::top_groups::Entry,
+        &crate::moe::normalize::Entry,
+        &crate::moe::indices::MaskEntry,
+        &crate::moe::indices::UniqueEntry,
+        &crate::moe::load::GroupCountEntry,
+        &crate::moe::load::AuxFiEntry,
+        &crate::moe::mapping::Entry,
+        &crate::moe::expand::Entry,
+        &crate::moe::expand::WithScales,
+        &crate::moe::reduce::Entry,
     ]
 }
 

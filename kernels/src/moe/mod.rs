@@ -1,0 +1,15 @@
+//! Routing of tokens to experts, and the moves of rows to and from expert order.
+
+pub mod expand;
+pub mod gate;
+pub mod hash_gate;
+pub mod indices;
+pub mod load;
+pub mod mapping;
+pub mod normalize;
+pub mod problem;
+pub mod reduce;
+pub mod router;
+pub mod score;
+pub mod top2_sum_gate;
+pub mod top_groups;

@@ -1,0 +1,87 @@
+//! What the routers share: scores of logits, and the weights of chosen experts.
+
+use crate::choice::choices;
+use zellige::prelude::*;
+
+choices! {
+    /// How a router logit becomes a score.
+    Scoring {
+        /// `sqrt(softplus(x))`, softplus taken as x above 20: DeepSeek-V4.
+        SqrtSoftplus,
+        /// Logistic function.
+        Sigmoid,
+        /// Softmax over the experts.
+        Softmax,
+    }
+}
+
+/// Scores the logits of a tile, row by row.
+#[derive(Clone, Copy, Debug)]
+pub enum Scorer {
+    SqrtSoftplus,
+    Sigmoid,
+    /// Largest logit and sum of exponentials of each row.
+    Softmax {
+        max: Fragment<f32, 1>,
+        sum: Fragment<f32, 1>,
+    },
+}
+
+impl Scorer {
+    /// For rows whose logits stand whole in `logits`.
+    #[track_caller]
+    pub fn new(t: T, scoring: Scoring, logits: Shared<f32, 2>) -> Scorer {
+        match scoring {
+            Scoring::SqrtSoftplus => Scorer::SqrtSoftplus,
+            Scoring::Sigmoid => Scorer::Sigmoid,
+            Scoring::Softmax => {
+                let [rows, experts] = logits.shape();
+                let (max, sum) = (t.fragment([rows]), t.fragment([rows]));
+                t.reduce_max(logits, max, 1);
+                let exps = t.fragment::<f32, 2>([rows, experts]);
+                for (i, e) in t.parallel((rows, experts)) {
+                    exps.store((i, e), (logits[(i, e)] - max[i]).exp());
+                }
+                t.reduce_sum(exps, sum, 1);
+                Scorer::Softmax { max, sum }
+            }
+        }
+    }
+
+    /// The score of logit `x` of row `i`.
+    #[track_caller]
+    pub fn score(self, i: Idx, x: Expr<f32>) -> Expr<f32> {
+        match self {
+            Scorer::SqrtSoftplus => select(cmp::gt(&x, &20.0), x, x.exp().log1p()).sqrt(),
+            Scorer::Sigmoid => x.sigmoid(),
+            Scorer::Softmax { max, sum } => (x - max[i]).exp() / sum[i],
+        }
+    }
+
+    /// What the choice is made by, before the bias: the score, or for a softmax the logit, which is in the same order.
+    #[track_caller]
+    pub fn key(self, i: Idx, x: Expr<f32>) -> Expr<f32> {
+        match self {
+            Scorer::SqrtSoftplus | Scorer::Sigmoid => self.score(i, x),
+            Scorer::Softmax { .. } => x,
+        }
+    }
+}
+
+/// Divides each row of `weights` by its sum, which starts at 1e-20 and runs in the order of the slots, and returns the sums.
+#[tile]
+pub fn normalize(t: T, weights: Shared<f32, 2>) -> Fragment<f32, 1> {
+    let [rows, k] = weights.shape();
+    let sums = t.fragment::<f32, 1>([rows]);
+    for i in t.parallel(rows) {
+        let mut sum = lit::<f32>(1e-20);
+        for j in 0..k {
+            sum = sum + weights[(i, j)];
+        }
+        sums[i] = sum;
+    }
+    for (i, j) in t.parallel((rows, k)) {
+        weights[(i, j)] /= sums[i];
+    }
+    sums
+}
