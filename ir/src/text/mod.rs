@@ -28,7 +28,7 @@
 //!   fixed. A buffer without brackets is its whole extent. `perm(1, 0)` after either reorders the axes that have an
 //!   extent.
 //! * **Spans.** `@"file":line:col` may follow an op (before its first region, if it has any), a parameter and
-//!   the signature. [`Func::to_text`] prints them, [`Func::canonical_text`] does not.
+//!   the signature. [`Func::to_text`](crate::Func::to_text) prints them, [`Func::canonical_text`](crate::Func::canonical_text) does not.
 //! * **Ops.** One to a line. The syntax of each is its row in the table of [`op`](crate::op); `fields` spells the types of
 //!   operands and attributes. Nothing here knows a particular op, but for `alloc`, which gives a tile its number.
 //!

@@ -87,7 +87,7 @@ rules! {
 
     28 Loops "A loop has one `index` variable for each of its extents, which are of type `index`; several only if it is parallel or vectorized. A pipeline has at least one stage.";
     29 Conditions "Conditions are of type bool; that of a `while` is computed in its first region.";
-    30 ParallelBody "The body of a parallel or vectorized loop works on single elements: scalar ops, loads, stores, atomics, ifs, whiles, serial, unrolled and vectorized loops, `print`, `assert` and `assume`.";
+    30 ParallelBody "The body of a parallel or vectorized loop works on single elements: scalar ops, loads, stores, atomics, ifs, whiles, serial, unrolled and vectorized loops, `print`, `assert` and `assume`, and allocations of local tiles, which each iteration has for itself.";
     31 Roles "Warp roles are not nested.";
     32 Layouts "A layout fits the scope of its tile, and a tile has at most one: swizzles of 32, 64 or 128 bytes and padding on shared tiles, row-major on any.";
 }

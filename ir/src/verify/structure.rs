@@ -271,8 +271,9 @@ impl Verifier<'_> {
                 LoopKind::Serial | LoopKind::Unrolled | LoopKind::Vectorized => true,
                 LoopKind::Pipelined { .. } | LoopKind::Parallel | LoopKind::Persistent => false,
             },
-            OpKind::Alloc { .. }
-            | OpKind::Copy { .. }
+            // An iteration's own.
+            OpKind::Alloc { buffer } => self.scope(*buffer) == Scope::Local,
+            OpKind::Copy { .. }
             | OpKind::Gather { .. }
             | OpKind::Scatter { .. }
             | OpKind::Fill { .. }
@@ -289,6 +290,7 @@ impl Verifier<'_> {
             let span = self.op_span(around);
             let help = match kind {
                 OpKind::For { .. } => "give the outer loop several indices, or make this one serial",
+                OpKind::Alloc { .. } => "an iteration can have local tiles of its own; allocate others outside",
                 _ => "an iteration is one thread's work, this op the whole block's: move it out of the loop",
             };
             self.violation(Rule::ParallelBody, format!("`{}` stands in a parallel loop", kind.name()))

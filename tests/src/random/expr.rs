@@ -132,6 +132,12 @@ impl Builder<'_> {
         self.b.binary(BinaryOp::Max, v, low)
     }
 
+    /// The sum, within bounds.
+    pub fn sum(&mut self, x: Value, y: Value) -> Value {
+        let v = self.b.add(x, y);
+        if self.b.func().ty(v).is_float() { self.bounded(v) } else { v }
+    }
+
     /// A small integer near the value, for sums that must be exact; integers stay as they are.
     pub fn small(&mut self, v: Value) -> Value {
         if !self.b.func().ty(v).is_float() {

@@ -55,6 +55,15 @@ pub enum Step {
         loops: u8,
         value: Expr,
     },
+    /// A new tile, each element the sum of a few terms in a local tile of the iteration.
+    Accumulate {
+        dtype: u8,
+        shape: u8,
+        scope: u8,
+        loops: u8,
+        trips: u8,
+        term: Expr,
+    },
     /// A new tile with a tile's elements, converted.
     Copy {
         tile: u8,
@@ -210,6 +219,9 @@ fn leaf_steps() -> impl Strategy<Value = Step> {
         }),
         6 => (n(), b(), n(), n(), n(), n(), exprs()).prop_map(|(target, fresh, dtype, shape, scope, loops, value)| {
             Step::Elementwise { target, fresh, dtype, shape, scope, loops, value }
+        }),
+        1 => (n(), n(), n(), n(), 0..5u8, exprs()).prop_map(|(dtype, shape, scope, loops, trips, term)| {
+            Step::Accumulate { dtype, shape, scope, loops, trips, term }
         }),
         2 => (n(), n(), n(), b())
             .prop_map(|(tile, scope, dtype, transposed)| Step::Copy { tile, scope, dtype, transposed }),

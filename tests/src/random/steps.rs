@@ -55,6 +55,12 @@ impl Builder<'_> {
                 self.elementwise(&t, *loops, value);
                 Some(made.into_iter().collect())
             }
+            Step::Accumulate { dtype, shape, scope, loops, trips, term } => {
+                let (dtype, shape) = (self.dtype(*dtype), self.shape(*shape));
+                let t = self.alloc(self.scope(*scope, &shape), dtype, &shape)?;
+                self.accumulate(&t, *loops, *trips, term);
+                Some(vec![t])
+            }
             Step::Copy { tile, scope, dtype, transposed } => {
                 let from = pick(*tile, &self.tiles)?;
                 let src = self.whole(&from);
@@ -244,6 +250,26 @@ impl Builder<'_> {
         let shape = t.shape.clone();
         self.for_each(loops, t.scope, &shape, |s, at| {
             let v = s.expr(value, t.dtype, &Point { at, dst: Some(t) });
+            s.b.store(t.buffer, at, v);
+        });
+    }
+
+    fn accumulate(&mut self, t: &Tile, loops: u8, trips: u8, term: &Expr) {
+        let shape = t.shape.clone();
+        self.for_each(loops, t.scope, &shape, |s, at| {
+            let sum = s.b.alloc(Scope::Local, t.dtype, &[]);
+            let zero = s.b.constant(Const::zero(t.dtype));
+            s.b.store(sum, &[], zero);
+            let trips = s.b.index(i64::from(trips));
+            let index = s.b.begin_for(LoopKind::Serial, &[trips])[0];
+            s.indices.push(index);
+            let v = s.expr(term, t.dtype, &Point { at, dst: Some(t) });
+            s.indices.pop();
+            let before = s.b.load(sum, &[]);
+            let after = s.sum(before, v);
+            s.b.store(sum, &[], after);
+            s.b.close();
+            let v = s.b.load(sum, &[]);
             s.b.store(t.buffer, at, v);
         });
     }
