@@ -20,9 +20,12 @@ mod arg;
 mod error;
 mod exec;
 mod memory;
+mod moves;
+mod order;
 mod points;
 mod race;
 mod rng;
+mod sums;
 mod tile;
 
 pub use arg::{Arg, TensorArg};

@@ -50,3 +50,8 @@ impl fmt::Display for PassStats {
         Ok(())
     }
 }
+
+/// Compiles and runs the example of the walkthrough.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/add-a-pass.md")]
+mod walkthrough {}
