@@ -1,3 +1,4 @@
 //! Lowerings of tile IR to machines. This crate launches nothing.
 
 pub mod cpu;
+pub mod ptx;

@@ -1,0 +1,301 @@
+//! The PTX spelling of each SIMT op that is not control flow.
+
+use super::{ARENA, Emitter, local_name};
+use crate::ptx::simt::{
+    Addr, AtomOp, Bin, Cmp, MemTy, Num, ObjKind, Packed, Round, ShflMode, SimtOp, Ty, Un, Val, VoteMode,
+};
+use zellige_ir::EntityId;
+
+/// Type suffix of bitwise instructions.
+fn bit_type(num: Num) -> &'static str {
+    num.ty().name()
+}
+
+fn un_name(op: Un, num: Num) -> String {
+    match op {
+        Un::Not => format!("not.{}", bit_type(num)),
+        Un::Popc | Un::Clz => format!("{op}.{}", bit_type(num)),
+        Un::Neg | Un::Abs => match num {
+            Num::U8 | Num::S8 | Num::U16 | Num::S16 | Num::U32 | Num::S32 | Num::B32 => format!("{op}.s32"),
+            Num::U64 | Num::S64 | Num::B64 => format!("{op}.s64"),
+            Num::Pred | Num::B16 | Num::F16 | Num::BF16 | Num::F32 | Num::F64 => format!("{op}.{num}"),
+        },
+        Un::Sqrt | Un::Rcp => format!("{op}.{num}"),
+        Un::Ex2Approx | Un::Lg2Approx | Un::RcpApprox | Un::RsqrtApprox => format!("{op}.ftz.{num}"),
+        Un::TanhApprox => format!("{op}.{num}"),
+    }
+}
+
+fn bin_name(op: Bin, num: Num) -> String {
+    match op {
+        Bin::Add | Bin::Sub if num.is_float() => format!("{op}.rn.{num}"),
+        Bin::Mul if num.is_float() => format!("mul.rn.{num}"),
+        Bin::Div if num.is_float() => format!("div.rn.{num}"),
+        Bin::Add | Bin::Sub | Bin::Div | Bin::Rem | Bin::Min | Bin::Max => format!("{op}.{}", arith(num)),
+        Bin::Mul => format!("mul.lo.{}", arith(num)),
+        Bin::MulHi | Bin::MulWide => format!("{op}.{}", arith(num)),
+        Bin::And | Bin::Or | Bin::Xor | Bin::Shl => format!("{op}.{}", bit_type(num)),
+        Bin::Shr => format!("shr.{}", arith(num)),
+    }
+}
+
+/// Arithmetic type of an integer in its register: small integers are kept extended.
+fn arith(num: Num) -> &'static str {
+    match num {
+        Num::U8 | Num::U16 | Num::U32 | Num::B32 => "u32",
+        Num::S8 | Num::S16 | Num::S32 => "s32",
+        Num::U64 | Num::B64 => "u64",
+        Num::S64 => "s64",
+        Num::B16 | Num::Pred | Num::F16 | Num::BF16 | Num::F32 | Num::F64 => num.name(),
+    }
+}
+
+fn setp_name(op: Cmp, num: Num) -> String {
+    let ty = match (num, op) {
+        (Num::B32 | Num::B64 | Num::B16, _) => num.name(),
+        _ => arith(num),
+    };
+    let op = if op == Cmp::Neu && !num.is_float() { Cmp::Ne } else { op };
+    format!("setp.{op}.{ty}")
+}
+
+fn vector(count: usize) -> &'static str {
+    match count {
+        1 => "",
+        2 => ".v2",
+        _ => ".v4",
+    }
+}
+
+fn braces(regs: &[String]) -> String {
+    match regs {
+        [one] => one.clone(),
+        many => format!("{{{}}}", many.join(", ")),
+    }
+}
+
+impl Emitter<'_> {
+    fn addr(&mut self, a: &Addr) -> String {
+        let base = self.reg(a.base);
+        match a.offset {
+            0 => format!("[{base}]"),
+            n => format!("[{base}{n:+}]"),
+        }
+    }
+
+    fn guard(&mut self, g: Option<Val>) -> String {
+        match g {
+            Some(g) => format!("@{} ", self.reg(g)),
+            None => String::new(),
+        }
+    }
+
+    fn regs(&mut self, vals: &[Val]) -> Vec<String> {
+        vals.iter().map(|&v| self.reg(v)).collect()
+    }
+
+    fn set_to(&mut self, name: &str, out: Val, operands: &[Val]) {
+        let mut text = format!("{name} {}", self.opnd(out));
+        for &v in operands {
+            text.push_str(", ");
+            text.push_str(&self.opnd(v));
+        }
+        self.line(&format!("{text};"));
+    }
+
+    pub(super) fn op(&mut self, op: &SimtOp) {
+        let k = self.k;
+        match op {
+            SimtOp::Get { out, var } => {
+                if !self.names.is_alias(out.0) {
+                    let var = self.names.var(k, *var);
+                    self.line(&format!("mov.{} {}, {var};", k.ty(out.0), self.opnd(out.0)));
+                }
+            }
+            SimtOp::Set { var, x } => {
+                let (var, ty) = (self.names.var(k, *var), k.ty(*x));
+                let x = if ty == Ty::Pred { self.reg(*x) } else { self.opnd(*x) };
+                if x != var {
+                    self.line(&format!("mov.{ty} {var}, {x};"));
+                }
+            }
+            SimtOp::Special { out, reg } => self.line(&format!("mov.u32 {}, {reg};", self.opnd(out.0))),
+            SimtOp::Param { out, slot } => {
+                let (name, bytes) = (self.param_name(*slot as usize), k.params[*slot as usize].bytes());
+                let ty = match (k.ty(out.0), bytes) {
+                    (Ty::B32, 1) => "u8".to_string(),
+                    (Ty::B32, 2) => "u16".to_string(),
+                    (ty, _) => ty.to_string(),
+                };
+                self.line(&format!("ld.param.{ty} {}, [{name}];", self.opnd(out.0)));
+            }
+            SimtOp::SharedAddr { out, obj } => {
+                let at = match k.objs[*obj].kind {
+                    ObjKind::Shared { offset, .. } => offset.unwrap_or(0),
+                    ObjKind::Global { .. } | ObjKind::Local { .. } => 0,
+                };
+                let at = if at == 0 { String::new() } else { format!("+{at}") };
+                self.line(&format!("mov.u32 {}, {ARENA}{at};", self.opnd(out.0)));
+            }
+            SimtOp::LocalAddr { out, obj } => {
+                self.line(&format!("mov.u32 {}, {};", self.opnd(out.0), local_name(obj.index())));
+            }
+            SimtOp::Un { out, op, num, x } => self.set_to(&un_name(*op, *num), out.0, &[*x]),
+            SimtOp::Bin { out, op, num, x, y } => {
+                if num.ty() == Ty::Pred {
+                    let operands = self.regs(&[*x, *y]);
+                    self.line(&format!("{op}.pred {}, {};", self.opnd(out.0), operands.join(", ")));
+                } else {
+                    self.set_to(&bin_name(*op, *num), out.0, &[*x, *y]);
+                }
+            }
+            SimtOp::Mad { out, num, x, y, z } => {
+                let name = if num.is_float() { format!("fma.rn.{num}") } else { format!("mad.lo.{}", arith(*num)) };
+                self.set_to(&name, out.0, &[*x, *y, *z]);
+            }
+            SimtOp::MadWide { out, num, x, y, z } => {
+                self.set_to(&format!("mad.wide.{}", arith(*num)), out.0, &[*x, *y, *z]);
+            }
+            SimtOp::Setp { out, op, num, x, y } => self.set_to(&setp_name(*op, *num), out.0, &[*x, *y]),
+            SimtOp::Selp { out, cond, x, y } => {
+                let p = self.reg(*cond);
+                let (x_text, y_text) = (self.opnd(*x), self.opnd(*y));
+                self.line(&format!("selp.{} {}, {x_text}, {y_text}, {p};", k.ty(*x), self.opnd(out.0)));
+            }
+            SimtOp::Cvt { out, to, from, round, x } => {
+                let x = self.reg(*x);
+                let round = match round {
+                    Round::Exact => String::new(),
+                    r => format!(".{r}"),
+                };
+                self.line(&format!("cvt{round}.{to}.{from} {}, {x};", self.opnd(out.0)));
+            }
+            SimtOp::CvtPack { out, to, hi, lo } => {
+                let operands = self.regs(&[*hi, *lo]);
+                let sat = if matches!(to, Packed::E4M3x2 | Packed::E5M2x2) { ".satfinite" } else { "" };
+                self.line(&format!("cvt.rn{sat}.{to}.f32 {}, {};", self.opnd(out.0), operands.join(", ")));
+            }
+            SimtOp::CvtUnpack { out, from, x } => {
+                let x = self.reg(*x);
+                self.line(&format!("cvt.rn.f16x2.{from} {}, {x};", self.opnd(out.0)));
+            }
+            SimtOp::CvtTf32 { out, x } => {
+                let x = self.reg(*x);
+                self.line(&format!("cvt.rna.tf32.f32 {}, {x};", self.opnd(out.0)));
+            }
+            SimtOp::Bits { out, x } => {
+                let x_text = self.reg(*x);
+                self.line(&format!("mov.b{} {}, {x_text};", k.ty(*x).bits(), self.opnd(out.0)));
+            }
+            SimtOp::Pack { out, lo, hi } => {
+                let halves = self.regs(&[*lo, *hi]);
+                self.line(&format!("mov.b{} {}, {};", k.ty(out.0).bits(), self.opnd(out.0), braces(&halves)));
+            }
+            SimtOp::Unpack { lo, hi, x } => {
+                let x_text = self.reg(*x);
+                let halves = [self.opnd(lo.0), self.opnd(hi.0)];
+                self.line(&format!("mov.b{} {}, {x_text};", k.ty(*x).bits(), braces(&halves)));
+            }
+            SimtOp::Prmt { out, x, y, sel } => {
+                let (x, y) = (self.opnd(*x), self.opnd(*y));
+                self.line(&format!("prmt.b32 {}, {x}, {y}, 0x{sel:04x};", self.opnd(out.0)));
+            }
+            SimtOp::Bfe { out, x, pos, len } => {
+                let x = self.opnd(*x);
+                self.line(&format!("bfe.u32 {}, {x}, {pos}, {len};", self.opnd(out.0)));
+            }
+            SimtOp::Bfi { out, x, y, pos, len } => {
+                let (x, y) = (self.opnd(*x), self.opnd(*y));
+                self.line(&format!("bfi.b32 {}, {x}, {y}, {pos}, {len};", self.opnd(out.0)));
+            }
+            SimtOp::Ld { outs, space, mem, cache, addr, guard } => {
+                let regs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
+                let (addr, guard_text) = (self.addr(addr), self.guard(*guard));
+                if guard.is_some() {
+                    for (r, d) in regs.iter().zip(outs) {
+                        let ty = k.ty(d.0);
+                        self.line(&format!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
+                    }
+                }
+                let cache = match cache.name() {
+                    "" => String::new(),
+                    c => format!(".{c}"),
+                };
+                self.line(&format!(
+                    "{guard_text}ld.{space}{cache}{}.{mem} {}, {addr};",
+                    vector(outs.len()),
+                    braces(&regs)
+                ));
+            }
+            SimtOp::St { space, mem, addr, vals, guard } => {
+                let regs = self.regs(vals);
+                let (addr, guard) = (self.addr(addr), self.guard(*guard));
+                let mem = if *mem == MemTy::S8 { MemTy::U8 } else { *mem };
+                self.line(&format!("{guard}st.{space}{}.{mem} {addr}, {};", vector(vals.len()), braces(&regs)));
+            }
+            SimtOp::CpAsync { dst, src, bytes, size, guard } => {
+                let (dst, src, guard) = (self.addr(dst), self.addr(src), self.guard(*guard));
+                let path = if *bytes == 16 { "cg" } else { "ca" };
+                let size = size.map_or(String::new(), |s| format!(", {}", self.opnd(s)));
+                self.line(&format!("{guard}cp.async.{path}.shared.global {dst}, {src}, {bytes}{size};"));
+            }
+            SimtOp::CpAsyncCommit {} => self.line("cp.async.commit_group;"),
+            SimtOp::CpAsyncWait { pending } => self.line(&format!("cp.async.wait_group {pending};")),
+            SimtOp::LdMatrix { outs, trans, addr } => {
+                let regs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
+                let addr = self.addr(addr);
+                let trans = if *trans { ".trans" } else { "" };
+                self.line(&format!(
+                    "ldmatrix.sync.aligned.m8n8.x{}{trans}.shared.b16 {{{}}}, {addr};",
+                    outs.len(),
+                    regs.join(", ")
+                ));
+            }
+            SimtOp::Mma { outs, kind, a, b, c } => {
+                let outs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
+                let parts: Vec<String> =
+                    [a, b, c].into_iter().map(|v| format!("{{{}}}", self.regs(v).join(", "))).collect();
+                self.line(&format!("mma.sync.aligned.{kind} {{{}}}, {};", outs.join(", "), parts.join(", ")));
+            }
+            SimtOp::Shfl { out, mode, x, lane, clamp } => {
+                let x = self.reg(*x);
+                let lane = self.opnd(*lane);
+                let mode = match mode {
+                    ShflMode::Bfly | ShflMode::Up | ShflMode::Down | ShflMode::Idx => mode.name(),
+                };
+                self.line(&format!("shfl.sync.{mode}.b32 {}, {x}, {lane}, {clamp}, -1;", self.opnd(out.0)));
+            }
+            SimtOp::Vote { out, mode, x } => {
+                let x = self.reg(*x);
+                let ty = if *mode == VoteMode::Ballot { "b32" } else { "pred" };
+                self.line(&format!("vote.sync.{mode}.{ty} {}, {x}, -1;", self.opnd(out.0)));
+            }
+            SimtOp::Atom { out, op, num, space, addr, x, guard } => {
+                let (addr, x, guard) = (self.addr(addr), self.reg(*x), self.guard(*guard));
+                let ty = match op {
+                    AtomOp::Exch | AtomOp::And | AtomOp::Or | AtomOp::Xor => bit_type(*num),
+                    // Wrapping addition does not care for the sign, and PTX has no s64 form.
+                    AtomOp::Add if *num == Num::S64 => "u64",
+                    AtomOp::Add | AtomOp::Min | AtomOp::Max => arith(*num),
+                };
+                match out {
+                    Some(out) => {
+                        let r = self.opnd(out.0);
+                        if !guard.is_empty() {
+                            let ty = k.ty(out.0);
+                            self.line(&format!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
+                        }
+                        self.line(&format!("{guard}atom.{space}.{op}.{ty} {r}, {addr}, {x};"));
+                    }
+                    None => self.line(&format!("{guard}red.{space}.{op}.{ty} {addr}, {x};")),
+                }
+            }
+            SimtOp::Phase { id } => self.line(&format!("// phase: {}", k.phases[*id].what)),
+            SimtOp::Bar {} => self.line("bar.sync 0;"),
+            SimtOp::BarWarp {} => self.line("bar.warp.sync -1;"),
+            SimtOp::Trap {} => self.line("trap;"),
+            SimtOp::Print { format, args } => self.print(format, args),
+            SimtOp::For { .. } | SimtOp::If { .. } | SimtOp::While { .. } => self.control(op),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Control flow of the block: loops, conditionals, assertions. All threads take the same way.
+
+use super::index::{self, Idx};
+use super::value::Scalar;
+use super::{Lowerer, Result};
+use crate::ptx::simt::{SimtOp, Special, Ty};
+use zellige_ir::{EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
+
+/// Copies of a body that an unrolled loop may become.
+const MAX_UNROLL: i64 = 64;
+
+impl Lowerer<'_> {
+    pub(super) fn for_op(
+        &mut self,
+        op: Op,
+        kind: LoopKind,
+        indices: &[Value],
+        extents: &Indices,
+        body: Region,
+    ) -> Result {
+        if indices.len() != extents.len() {
+            return self.malformed(op, "a loop has as many indices as extents");
+        }
+        let mut bounds = Vec::with_capacity(extents.len());
+        for &e in extents {
+            bounds.push(self.idx(op, e, None)?);
+        }
+        match kind {
+            LoopKind::Parallel | LoopKind::Vectorized => self.parallel(op, indices, &bounds, body),
+            LoopKind::Serial | LoopKind::Unrolled | LoopKind::Persistent | LoopKind::Pipelined { .. } => {
+                let (&[index], &[extent]) = (indices, &bounds[..]) else {
+                    return self.malformed(op, "only parallel loops have several indices");
+                };
+                match kind {
+                    LoopKind::Unrolled if extent.as_const().is_some_and(|n| n <= MAX_UNROLL) => {
+                        for i in 0..extent.off.max(0) {
+                            self.env[index.index()] = Some(Scalar::Idx(Idx::constant(i)));
+                            self.region(body)?;
+                        }
+                        Ok(())
+                    }
+                    LoopKind::Persistent => {
+                        let (first, step) = self.block_stride(extent);
+                        self.serial(index, first, extent, step, body)
+                    }
+                    LoopKind::Pipelined { stages } if stages >= 2 && !self.in_pipeline => {
+                        self.pipelined(op, index, extent, stages, body)
+                    }
+                    _ => self.serial(index, Idx::constant(0), extent, Idx::constant(1), body),
+                }
+            }
+        }
+    }
+
+    /// The block's linear id and the number of blocks.
+    fn block_stride(&mut self, extent: Idx) -> (Idx, Idx) {
+        let b = &mut self.b;
+        let axes = [(Special::CtaX, Special::GridX), (Special::CtaY, Special::GridY), (Special::CtaZ, Special::GridZ)];
+        let (mut id, mut count) = (Idx::constant(0), Idx::constant(1));
+        for (at, size) in axes.into_iter().take(self.func.grid.len().max(1)) {
+            let at = Idx { hi: i64::from(i32::MAX), ..Idx::new(b.special(at), 0, 1, 1) };
+            let size = Idx { hi: i64::from(i32::MAX), ..Idx::new(b.special(size), 1, 2, 1) };
+            let part = index::mul(b, at, count);
+            id = index::add(b, id, part);
+            count = index::mul(b, count, size);
+        }
+        // A block whose id is beyond the extent runs nothing, so the bounds of the index are those of the extent.
+        let _ = extent;
+        (id, count)
+    }
+
+    pub(super) fn serial(&mut self, index: Value, first: Idx, extent: Idx, step: Idx, body: Region) -> Result {
+        if extent.hi <= 0 {
+            return Ok(());
+        }
+        if first.as_const() == Some(0) && extent.as_const() == Some(1) && step.as_const() == Some(1) {
+            self.env[index.index()] = Some(Scalar::Idx(Idx::constant(0)));
+            return self.region(body);
+        }
+        self.flush();
+        // Index plus step must not overflow.
+        let narrow = extent.is_narrow() && step.is_narrow() && first.is_narrow() && extent.hi < 1 << 30;
+        let ty = if narrow { Ty::B32 } else { Ty::B64 };
+        let [lo, hi, by] = [first, extent, step].map(|x| index::to_val(&mut self.b, x, ty));
+        let v = self.b.begin_for(ty);
+        let align = first.divisor().min(step.divisor());
+        self.env[index.index()] =
+            Some(Scalar::Idx(Idx { base: Some(v), off: 0, lo: first.lo, hi: extent.hi - 1, align }));
+        self.region(body)?;
+        self.flush();
+        self.b.end_for(v, lo, hi, by, true);
+        Ok(())
+    }
+
+    pub(super) fn if_op(&mut self, op: Op, cond: Value, then_body: Region, else_body: Region) -> Result {
+        let cond = self.reg(op, cond, None)?;
+        match self.b.as_const(cond) {
+            Some(1) => return self.region(then_body),
+            Some(_) => return self.region(else_body),
+            None => {}
+        }
+        self.flush();
+        let then_block = self.b.open(false);
+        self.region(then_body)?;
+        self.flush();
+        self.b.close();
+        let else_block = self.b.open(false);
+        self.region(else_body)?;
+        self.flush();
+        self.b.close();
+        self.b.push(SimtOp::If { cond, uniform: true, then_body: then_block, else_body: else_block });
+        Ok(())
+    }
+
+    pub(super) fn while_op(&mut self, op: Op, before: Region, cond: Value, body: Region) -> Result {
+        self.flush();
+        let before_block = self.b.open(true);
+        self.region(before)?;
+        let cond = self.reg(op, cond, None)?;
+        self.flush();
+        self.b.close();
+        let body_block = self.b.open(true);
+        self.region(body)?;
+        self.flush();
+        self.b.close();
+        self.b.push(SimtOp::While { before: before_block, cond, uniform: true, body: body_block });
+        Ok(())
+    }
+
+    pub(super) fn assert(&mut self, op: Op, cond: Value, message: &str, lane: Option<usize>) -> Result {
+        let cond = self.reg(op, cond, lane)?;
+        let failed = self.b.not(cond);
+        if self.b.as_const(failed) == Some(0) {
+            return Ok(());
+        }
+        let first = self.first_thread();
+        let at = self.span(op);
+        let (then_body, ()) = self.b.in_block(false, |b| {
+            let format = format!("{at}: assertion failed: {message}\n").replace('%', "%%");
+            match lane {
+                Some(_) => {
+                    b.push(SimtOp::Print { format, args: Default::default() });
+                }
+                None => {
+                    let (print, ()) = b.in_block(false, |b| {
+                        b.push(SimtOp::Print { format, args: Default::default() });
+                    });
+                    let (nothing, ()) = b.in_block(false, |_| ());
+                    b.push(SimtOp::If { cond: first, uniform: false, then_body: print, else_body: nothing });
+                }
+            }
+            b.push(SimtOp::Trap {});
+        });
+        let (else_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: failed, uniform: lane.is_none(), then_body, else_body });
+        Ok(())
+    }
+
+    /// Calls `f` for every op of a region and of the regions nested in it.
+    pub(super) fn walk_ops(&self, region: Region, f: &mut dyn FnMut(Op, &OpKind)) {
+        self.func.walk(region, &mut |op, data| f(op, &data.kind));
+    }
+}

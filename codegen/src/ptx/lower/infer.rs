@@ -1,0 +1,448 @@
+//! Layout inference: which thread holds which element of each fragment, and how shared tiles lie.
+//!
+//! In this order: layouts that gemm operands and accumulators must have; what follows from those through parallel loops,
+//! reductions and copies; and for the rest the layout with the widest access. A fragment has one layout for all its life;
+//! an op that wants another one stages it through shared memory, which the explanation says.
+
+use super::Result;
+use super::accesses::{self, Access, Form};
+use super::dist::Dist;
+use super::gemm::plan::{self, GemmPlan};
+use crate::ptx::error::CodegenError;
+use crate::ptx::target::Target;
+use std::collections::HashMap;
+use std::rc::Rc;
+use zellige_ir::layout::instances::Swizzle;
+use zellige_ir::{Buffer, EntityId, Func, LayoutHint, LoopKind, Op, OpKind, Region, Scope, Value, Window};
+
+/// How a shared tile lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SharedForm {
+    RowMajor,
+    /// So many unused elements after each row.
+    Padded(usize),
+    Swizzled(Swizzle),
+}
+
+/// Elements up to which a local buffer is kept in the registers of every thread.
+const MAX_LOCAL_REGISTERS: usize = 64;
+
+/// Layouts of a kernel's tiles.
+#[derive(Clone, Debug)]
+pub struct Layouts {
+    dists: Vec<Option<Rc<Dist>>>,
+    shared: Vec<SharedForm>,
+}
+
+impl Layouts {
+    /// The register layout of a fragment or local buffer; `None` if it lives in shared memory.
+    pub fn dist(&self, buffer: Buffer) -> Option<Rc<Dist>> {
+        self.dists[buffer.index()].clone()
+    }
+
+    pub fn shared_form(&self, buffer: Buffer) -> SharedForm {
+        self.shared[buffer.index()]
+    }
+}
+
+/// A loop over a box of known extents whose iterations threads share.
+#[derive(Clone, Debug)]
+pub struct ParallelLoop {
+    pub op: Op,
+    pub extents: Vec<usize>,
+    pub accesses: Vec<Access>,
+}
+
+struct Infer<'f> {
+    func: &'f Func,
+    target: Target,
+    dists: Vec<Option<Rc<Dist>>>,
+    /// Ops of the body in program order, those inside parallel loops left out.
+    ops: Vec<Op>,
+    loops: HashMap<Op, ParallelLoop>,
+    explain: &'f mut Vec<String>,
+}
+
+/// Chooses all layouts of a function.
+pub fn infer(func: &Func, target: Target, explain: &mut Vec<String>) -> Result<Layouts> {
+    let mut ops = Vec::new();
+    let mut loops = HashMap::new();
+    collect(func, func.body, &mut ops, &mut loops);
+    let mut infer = Infer { func, target, dists: vec![None; func.buffers.len()], ops, loops, explain };
+    infer.locals()?;
+    infer.gemms()?;
+    infer.propagate()?;
+    infer.free()?;
+    let dists = infer.dists;
+    let shared = shared_forms(func, explain);
+    Ok(Layouts { dists, shared })
+}
+
+fn collect(func: &Func, region: Region, ops: &mut Vec<Op>, loops: &mut HashMap<Op, ParallelLoop>) {
+    for &op in &func.regions[region].ops {
+        ops.push(op);
+        match &func.ops[op].kind {
+            OpKind::For { kind: LoopKind::Parallel | LoopKind::Vectorized, indices, extents, body } => {
+                let extents: Option<Vec<usize>> =
+                    extents.iter().map(|&e| func.as_index(e).and_then(|n| usize::try_from(n).ok())).collect();
+                if let Some(extents) = extents {
+                    let indices: Vec<Value> = indices.iter().map(|d| d.0).collect();
+                    let accesses = accesses::loop_accesses(func, &indices, *body);
+                    loops.insert(op, ParallelLoop { op, extents, accesses });
+                }
+            }
+            kind => zellige_ir::Visit::for_each_region(kind, &mut |r| collect(func, r, ops, loops)),
+        }
+    }
+}
+
+impl Infer<'_> {
+    fn is_free(&self, buffer: Buffer) -> bool {
+        self.func.buffers[buffer].scope == Scope::Fragment && self.dists[buffer.index()].is_none()
+    }
+
+    fn known(&self, buffer: Buffer) -> Option<Rc<Dist>> {
+        match self.func.buffers[buffer].scope {
+            Scope::Fragment => self.dists[buffer.index()].clone(),
+            Scope::Global | Scope::Shared | Scope::Local => None,
+        }
+    }
+
+    fn name(&self, buffer: Buffer) -> String {
+        let name = &self.func.buffers[buffer].name;
+        if name.is_empty() { buffer.to_string() } else { name.clone() }
+    }
+
+    fn assign(&mut self, buffer: Buffer, dist: Rc<Dist>, why: &str, by: Op) {
+        let span = &self.func.ops[by].span;
+        self.explain.push(format!(
+            "layout: {} has {} registers a thread, {why} by {} at {span}",
+            self.name(buffer),
+            dist.regs.len(),
+            self.func.ops[by].kind.name()
+        ));
+        self.dists[buffer.index()] = Some(dist);
+    }
+
+    fn error(&self, op: Op, what: &str, error: zellige_ir::layout::LayoutError) -> CodegenError {
+        CodegenError::Layout { span: self.func.ops[op].span.clone(), what: what.into(), error: Box::new(error) }
+    }
+
+    /// Small local buffers are replicated in every thread.
+    fn locals(&mut self) -> Result {
+        for (buffer, data) in self.func.buffers.iter() {
+            let Some(shape) = data.static_shape().filter(|_| data.scope == Scope::Local) else { continue };
+            if shape.iter().product::<usize>() <= MAX_LOCAL_REGISTERS {
+                let dist = Dist::replicated(&shape, self.func.threads).map_err(|error| CodegenError::Layout {
+                    span: data.span.clone(),
+                    what: "a local buffer".into(),
+                    error: Box::new(error),
+                })?;
+                self.dists[buffer.index()] = Some(Rc::new(dist));
+            }
+        }
+        Ok(())
+    }
+
+    /// Accumulators and register operands of matrix instructions.
+    fn gemms(&mut self) -> Result {
+        for op in self.ops.clone() {
+            let OpKind::Gemm { a, b, acc, precision } = &self.func.ops[op].kind else { continue };
+            let GemmPlan::Mma(mma) = plan::plan(self.func, self.target, a, b, acc, *precision) else { continue };
+            let demands = [
+                (acc, Some(mma.acc())),
+                (a, mma.operand_a(self.func.buffers[a.buffer].dtype)),
+                (b, mma.operand_b(self.func.buffers[b.buffer].dtype)),
+            ];
+            for (w, layout) in demands {
+                if self.func.buffers[w.buffer].scope != Scope::Fragment || !is_whole(self.func, w) {
+                    continue;
+                }
+                let Some(layout) = layout else { continue };
+                let layout = layout.map_err(|e| self.error(op, "no layout for a gemm operand", e))?;
+                let dist = Dist::new(layout);
+                match self.known(w.buffer) {
+                    None => self.assign(w.buffer, Rc::new(dist), "fixed", op),
+                    Some(old) if old.layout == dist.layout => {}
+                    Some(_) => self.explain.push(format!(
+                        "layout: gemm at {} wants another layout of {}: it is converted through shared memory",
+                        self.func.ops[op].span,
+                        self.name(w.buffer)
+                    )),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries known layouts through the ops until nothing changes.
+    fn propagate(&mut self) -> Result {
+        loop {
+            let mut changed = false;
+            for op in self.ops.clone() {
+                changed |= self.step(op)?;
+            }
+            if !changed {
+                return Ok(());
+            }
+        }
+    }
+
+    fn step(&mut self, op: Op) -> Result<bool> {
+        let func = self.func;
+        match &func.ops[op].kind {
+            OpKind::Copy { src, dst, .. } => Ok(self.same(op, src, dst) || self.same(op, dst, src)),
+            OpKind::Scan { src, dst, .. } | OpKind::Shuffle { src, dst, .. } => {
+                Ok(self.same(op, src, dst) || self.same(op, dst, src))
+            }
+            OpKind::Reduce { src, dst, axis, .. } => {
+                if !self.is_free(dst.buffer) || !is_whole(func, dst) || !is_whole(func, src) {
+                    return Ok(false);
+                }
+                let Some(dist) = self.known(src.buffer) else { return Ok(false) };
+                let Ok(layout) = dist.layout.drop_dim(*axis as usize) else { return Ok(false) };
+                self.assign(dst.buffer, Rc::new(Dist::new(layout)), "sliced from its source", op);
+                Ok(true)
+            }
+            OpKind::For { .. } => {
+                let Some(l) = self.loops.get(&op).cloned() else { return Ok(false) };
+                let Some((dist, _)) = choose_loop_dist(func, &l, &|b| self.known(b)) else { return Ok(false) };
+                Ok(self.assign_from_loop(&l, &dist))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Gives `to` the layout of `from`.
+    fn same(&mut self, op: Op, from: &Window, to: &Window) -> bool {
+        if !self.is_free(to.buffer) || !is_whole(self.func, to) || !is_whole(self.func, from) {
+            return false;
+        }
+        let Some(dist) = self.known(from.buffer) else { return false };
+        self.assign(to.buffer, dist, "carried over", op);
+        true
+    }
+
+    /// Gives free fragments of a loop the part of the loop's layout that they are indexed by.
+    fn assign_from_loop(&mut self, l: &ParallelLoop, dist: &Rc<Dist>) -> bool {
+        let mut changed = false;
+        for access in &l.accesses {
+            if !self.is_free(access.buffer) {
+                continue;
+            }
+            let Some(shape) = self.func.buffers[access.buffer].static_shape() else { continue };
+            if let Some(part) = slice_loop(&shape, &l.extents, &access.forms, dist) {
+                self.assign(access.buffer, Rc::new(part), "carried over", l.op);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Chooses layouts for fragments that nothing fixes, one by one in program order.
+    fn free(&mut self) -> Result {
+        for op in self.ops.clone() {
+            let func = self.func;
+            let threads = func.threads;
+            let mut buffers = Vec::new();
+            if let Some(l) = self.loops.get(&op) {
+                buffers.extend(l.accesses.iter().map(|a| a.buffer));
+            } else {
+                zellige_ir::Visit::for_each_buffer(&func.ops[op].kind, &mut |b| buffers.push(b));
+            }
+            if matches!(func.ops[op].kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
+                continue;
+            }
+            for buffer in buffers {
+                if !self.is_free(buffer) {
+                    continue;
+                }
+                if let Some(l) = self.loops.get(&op).cloned() {
+                    let vector = loop_vector(func, &l.extents, &l.accesses);
+                    let dist = Dist::blocked(&l.extents, threads, vector)
+                        .map_err(|e| self.error(op, "no layout for a parallel loop", e))?;
+                    if self.assign_from_loop(&l, &Rc::new(dist)) {
+                        self.propagate()?;
+                    }
+                    if !self.is_free(buffer) {
+                        continue;
+                    }
+                }
+                let Some(shape) = func.buffers[buffer].static_shape() else { continue };
+                let mut bits = func.buffers[buffer].dtype.bits();
+                if let OpKind::Copy { src, dst, .. } = &func.ops[op].kind {
+                    bits = bits.min(func.buffers[src.buffer].dtype.bits()).min(func.buffers[dst.buffer].dtype.bits());
+                }
+                let total: usize = shape.iter().product();
+                let mut vector = 128 / bits;
+                while vector > 1 && total / vector < threads {
+                    vector /= 2;
+                }
+                let dist = Dist::blocked(&shape, threads, vector.max(8 / bits.min(8)))
+                    .map_err(|e| self.error(op, "no layout for a fragment", e))?;
+                self.assign(buffer, Rc::new(dist), "chosen for wide access", op);
+                self.propagate()?;
+            }
+        }
+        // Fragments that no op of the block touches by name (or at all).
+        for (buffer, data) in self.func.buffers.iter() {
+            if self.is_free(buffer)
+                && let Some(shape) = data.static_shape()
+            {
+                let dist = Dist::blocked(&shape, self.func.threads, 1).map_err(|error| CodegenError::Layout {
+                    span: data.span.clone(),
+                    what: "no layout for a fragment".into(),
+                    error: Box::new(error),
+                })?;
+                self.dists[buffer.index()] = Some(Rc::new(dist));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True if the window is its whole buffer, axes in order.
+pub fn is_whole(func: &Func, w: &Window) -> bool {
+    w.covers_whole_buffer(func) && w.axes.iter().enumerate().all(|(i, a)| usize::from(a.axis) == i)
+}
+
+/// The layout for a parallel loop that one of its fragments suggests: the one that is written before those that are only
+/// read, then the one with most elements. Also returns that fragment.
+pub fn choose_loop_dist(
+    func: &Func,
+    l: &ParallelLoop,
+    known: &dyn Fn(Buffer) -> Option<Rc<Dist>>,
+) -> Option<(Rc<Dist>, Buffer)> {
+    let mut best: Option<((bool, usize), Rc<Dist>, Buffer)> = None;
+    for access in &l.accesses {
+        let Some(dist) = known(access.buffer) else { continue };
+        let Some(loop_dist) = spread_over_loop(&l.extents, &access.forms, &dist) else { continue };
+        let size = func.buffers[access.buffer].static_shape().map_or(0, |s| s.iter().product());
+        let rank = (access.write, size);
+        if best.as_ref().is_none_or(|(r, _, _)| *r < rank) {
+            best = Some((rank, Rc::new(loop_dist), access.buffer));
+        }
+    }
+    best.map(|(_, d, b)| (d, b))
+}
+
+/// The loop layout under which every thread meets its own elements of a fragment, if the loop runs over all axes of it.
+fn spread_over_loop(extents: &[usize], forms: &[Form], dist: &Dist) -> Option<Dist> {
+    if forms.len() != extents.len() || forms.is_empty() {
+        return None;
+    }
+    let mut order = vec![usize::MAX; extents.len()];
+    for (axis, form) in forms.iter().enumerate() {
+        let Form::Loop { dim, off: 0 } = *form else { return None };
+        if order[dim] != usize::MAX || dist.shape()[axis] < extents[dim] {
+            return None;
+        }
+        order[dim] = axis;
+    }
+    let in_order = order.iter().enumerate().all(|(d, &a)| d == a);
+    if in_order && dist.shape() == extents {
+        return Some(dist.clone());
+    }
+    let layout = dist.layout.permute(&order).ok()?;
+    zellige_ir::layout::FragmentLayout::new(extents, layout.map().clone()).ok().map(Dist::new)
+}
+
+/// The part of a loop's layout that a fragment indexed by some of the loop's indices has.
+fn slice_loop(shape: &[usize], extents: &[usize], forms: &[Form], dist: &Dist) -> Option<Dist> {
+    let mut dims = Vec::new();
+    for (axis, form) in forms.iter().enumerate() {
+        let Form::Loop { dim, off: 0 } = *form else { return None };
+        if dims.contains(&dim) || extents[dim] != shape[axis] {
+            return None;
+        }
+        dims.push(dim);
+    }
+    let mut layout = dist.layout.clone();
+    let mut kept: Vec<usize> = (0..extents.len()).collect();
+    for dim in (0..extents.len()).rev() {
+        if !dims.contains(&dim) {
+            layout = layout.drop_dim(dim).ok()?;
+            kept.remove(dim);
+        }
+    }
+    let order: Vec<usize> = dims.iter().map(|d| kept.iter().position(|k| k == d)).collect::<Option<_>>()?;
+    if !order.iter().copied().eq(0..order.len()) {
+        layout = layout.permute(&order).ok()?;
+    }
+    Some(Dist::new(layout))
+}
+
+/// Elements that a thread should handle side by side in a loop over memory: 16 bytes of the narrowest element that is
+/// accessed contiguously, less if threads would idle.
+pub fn loop_vector(func: &Func, extents: &[usize], accesses: &[Access]) -> usize {
+    let in_memory = |b: Buffer| matches!(func.buffers[b].scope, Scope::Global | Scope::Shared);
+    let bits = accesses
+        .iter()
+        .filter(|a| a.contiguous && (in_memory(a.buffer) || func.buffers[a.buffer].scope == Scope::Fragment))
+        .map(|a| func.buffers[a.buffer].dtype.bits())
+        .min();
+    let Some(bits) = bits else { return 1 };
+    let total: usize = extents.iter().product();
+    let mut vector = 128 / bits;
+    while vector > 1 && total / vector < func.threads {
+        vector /= 2;
+    }
+    vector.max(if bits < 8 { 2 } else { 1 })
+}
+
+/// Shared tiles that matrix loads read get the widest swizzle that fits their rows; annotations come first.
+fn shared_forms(func: &Func, explain: &mut Vec<String>) -> Vec<SharedForm> {
+    let mut forms = vec![SharedForm::RowMajor; func.buffers.len()];
+    let mut annotated = vec![false; func.buffers.len()];
+    func.walk(func.body, &mut |_, data| {
+        let OpKind::Layout { buffer, hint } = &data.kind else { return };
+        annotated[buffer.index()] = true;
+        forms[buffer.index()] = match hint {
+            LayoutHint::RowMajor => SharedForm::RowMajor,
+            LayoutHint::Pad(n) => SharedForm::Padded(*n as usize),
+            LayoutHint::Swizzle(bytes) => match row_swizzle(func, *buffer, *bytes as usize) {
+                Some(s) => SharedForm::Swizzled(s),
+                None => {
+                    explain.push(format!(
+                        "layout: the {bytes}-byte swizzle at {} does not fit the rows of {buffer}; rows stay in order",
+                        data.span
+                    ));
+                    SharedForm::RowMajor
+                }
+            },
+        };
+    });
+    func.walk(func.body, &mut |_, data| {
+        let OpKind::Gemm { a, b, .. } = &data.kind else { return };
+        for w in [a, b] {
+            let i = w.buffer.index();
+            if func.buffers[w.buffer].scope != Scope::Shared || annotated[i] || forms[i] != SharedForm::RowMajor {
+                continue;
+            }
+            if let Some(s) = row_swizzle(func, w.buffer, 128) {
+                forms[i] = SharedForm::Swizzled(s);
+                explain.push(format!(
+                    "layout: rows of {} are swizzled in atoms of {} bytes for the gemm at {}",
+                    w.buffer,
+                    s.atom_bytes(),
+                    data.span
+                ));
+            }
+        }
+    });
+    forms
+}
+
+/// The widest swizzle of at most `limit` bytes that divides a buffer's rows.
+fn row_swizzle(func: &Func, buffer: Buffer, limit: usize) -> Option<Swizzle> {
+    let data = &func.buffers[buffer];
+    let shape = data.static_shape()?;
+    let bits = data.dtype.bits();
+    if shape.len() < 2 || bits < 8 {
+        return None;
+    }
+    let row = shape[shape.len() - 1] * bits / 8;
+    [Swizzle::B128, Swizzle::B64, Swizzle::B32]
+        .into_iter()
+        .find(|s| s.atom_bytes() <= limit && row.is_multiple_of(s.atom_bytes()))
+}

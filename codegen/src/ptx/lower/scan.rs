@@ -1,0 +1,169 @@
+//! `scan`: a warp for each line, 32 elements at a time, with the running result carried from chunk to chunk.
+
+use super::index::{self, Idx};
+use super::reduce::{identity, wide};
+use super::value::Scalar;
+use super::view::{Coords, View};
+use super::{Lowerer, Result, cast, scalar};
+use crate::ptx::simt::{Cmp, Num, ShflMode, Ty, Val};
+use zellige_ir::layout::WARP;
+use zellige_ir::{BinaryOp, DType, Op, ReduceOp, ScanOp, Window};
+
+impl Lowerer<'_> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn scan(
+        &mut self,
+        op: Op,
+        f: ScanOp,
+        src: &Window,
+        dst: &Window,
+        axis: usize,
+        reverse: bool,
+        exclusive: bool,
+    ) -> Result {
+        let shape = src.shape();
+        if axis >= shape.len() || dst.shape() != shape {
+            return self.malformed(op, "the windows do not fit the axis");
+        }
+        if src.is_empty() {
+            return Ok(());
+        }
+        let ty = wide(self.dtype(dst.buffer));
+        let (reduction, f) = match f {
+            ScanOp::Sum => (ReduceOp::Sum, BinaryOp::Add),
+            ScanOp::Max => (ReduceOp::Max, BinaryOp::Max),
+            ScanOp::Min => (ReduceOp::Min, BinaryOp::Min),
+        };
+        let Some(neutral) = identity(reduction, ty) else { return self.undefined(op, f.name(), ty) };
+        let neutral = self.constant_reg(neutral);
+        let from = self.readable(op, src.buffer)?;
+        let from_offsets = self.offsets(op, src)?;
+        let (to, to_offsets, staged) = self.written(op, dst)?;
+        self.b.phase("scan");
+
+        let n = shape[axis] as i64;
+        let lines: i64 = shape.iter().product::<usize>() as i64 / n;
+        let warps = self.func.threads / WARP;
+        let (lane, warp) = self.lane_and_warp();
+        let each_line = |l: &mut Self, line: Idx| -> Result {
+            let carry = l.b.new_var(l.b.ty(neutral));
+            l.b.set(carry, neutral);
+            let chunks = n.div_euclid(32) + i64::from(n % 32 != 0);
+            let v = l.b.begin_for(Ty::B32);
+            let first = index::mul(&mut l.b, Idx::new(v, 0, chunks - 1, 1), Idx::constant(32));
+            let step = index::add(&mut l.b, first, lane);
+            let at = if reverse { index::sub(&mut l.b, Idx::constant(n - 1), step) } else { step };
+            let inside = index::in_bounds(&mut l.b, step, Idx::constant(n));
+            let point = l.line_point(&shape, axis, line, at);
+            let c = window_point(&mut l.b, src, &from_offsets, &point);
+            let guard = from.guard(&mut l.b, &c);
+            let guard = l.b.and_guard(guard, inside);
+            let x = from.load(&mut l.b, &[c], &[guard])[0];
+            let x = cast::cast_all(&mut l.b, l.target, &[x], from.dtype, ty)[0];
+            let mut sum = match inside {
+                Some(g) => l.b.selp(g, x, neutral),
+                None => x,
+            };
+            for by in [1, 2, 4, 8, 16] {
+                let by_val = l.b.c32(by);
+                let below = l.shfl(ShflMode::Up, sum, by_val, 0);
+                let combined = l.step(op, f, ty, below, sum)?;
+                let lane_val = index::to_val(&mut l.b, lane, Ty::B32);
+                let has = l.b.setp(Cmp::Ge, Num::S32, lane_val, by_val);
+                sum = l.b.selp(has, combined, sum);
+            }
+            let before = l.b.get(carry);
+            let total = l.step(op, f, ty, before, sum)?;
+            let result = if exclusive {
+                let one = l.b.c32(1);
+                let shifted = l.shfl(ShflMode::Up, total, one, 0);
+                let lane_val = index::to_val(&mut l.b, lane, Ty::B32);
+                let zero = l.b.c32(0);
+                let is_first = l.b.setp(Cmp::Eq, Num::S32, lane_val, zero);
+                l.b.selp(is_first, before, shifted)
+            } else {
+                total
+            };
+            let last = l.b.c32(31);
+            let next = l.shfl(ShflMode::Idx, total, last, 31);
+            l.b.set(carry, next);
+            let result = cast::cast_all(&mut l.b, l.target, &[result], ty, to.dtype)[0];
+            let c = window_point(&mut l.b, dst, &to_offsets, &point);
+            let guard = to.guard(&mut l.b, &c);
+            let guard = l.b.and_guard(guard, inside);
+            to.store(&mut l.b, &[c], &[guard], &[result]);
+            let (lo, hi, one) = (l.b.c32(0), l.b.c32(chunks), l.b.c32(1));
+            l.b.end_for(v, lo, hi, one, false);
+            Ok(())
+        };
+        let (lo, hi) = (index::to_val(&mut self.b, warp, Ty::B32), self.b.c32(lines));
+        let step = self.b.c32(warps as i64);
+        let v = self.b.begin_for(Ty::B32);
+        each_line(self, Idx::new(v, 0, lines - 1, 1))?;
+        self.b.end_for(v, lo, hi, step, false);
+        self.written_back(op, dst, staged)
+    }
+
+    fn step(&mut self, op: Op, f: BinaryOp, ty: DType, x: Val, y: Val) -> Result<Val> {
+        match scalar::binary(&mut self.b, self.target, f, ty, Scalar::Reg(x), Scalar::Reg(y)) {
+            Ok(Scalar::Reg(v)) => Ok(v),
+            Ok(Scalar::Idx(_)) | Err(scalar::Undefined) => self.undefined(op, f.name(), ty),
+        }
+    }
+
+    /// Lane in the warp and number of the warp.
+    pub(super) fn lane_and_warp(&mut self) -> (Idx, Idx) {
+        let width = Idx::constant(WARP as i64);
+        (index::rem(&mut self.b, self.tid, width), index::div(&mut self.b, self.tid, width))
+    }
+
+    /// The point of a box that is `at` along `axis` of line number `line` (row-major over the other axes).
+    pub(super) fn line_point(&mut self, shape: &[usize], axis: usize, line: Idx, at: Idx) -> Coords {
+        let mut point: Coords = shape.iter().map(|_| at).collect();
+        let mut rest = line;
+        let others: Vec<usize> = (0..shape.len()).filter(|&a| a != axis).collect();
+        for (i, &a) in others.iter().enumerate().rev() {
+            let extent = Idx::constant(shape[a] as i64);
+            point[a] = if i == 0 { rest } else { index::rem(&mut self.b, rest, extent) };
+            rest = index::div(&mut self.b, rest, extent);
+        }
+        point
+    }
+
+    /// A memory image of a window's buffer for writing single elements: itself, or a scratch tile of the fragment's
+    /// shape that holds its present contents. `true` if it must be fetched back.
+    pub(super) fn written(&mut self, op: Op, w: &Window) -> Result<(View, Coords, Option<View>)> {
+        let offsets = self.offsets(op, w)?;
+        self.place(op, w.buffer)?;
+        if let Some(view) = self.memory(w.buffer) {
+            return Ok((view, offsets, None));
+        }
+        let view = if self.whole_dist(w).is_some() {
+            // Every element will be written.
+            let what = format!("{} of {}", self.func.ops[op].kind.name(), self.name(w.buffer));
+            let shape = self.func.buffers[w.buffer].static_shape().unwrap_or_default();
+            self.scratch(&what, self.dtype(w.buffer), &shape)
+        } else {
+            self.readable(op, w.buffer)?
+        };
+        Ok((view.clone(), offsets, Some(view)))
+    }
+
+    /// Fetches what [`Lowerer::written`] staged.
+    pub(super) fn written_back(&mut self, op: Op, w: &Window, staged: Option<View>) -> Result {
+        let (Some(view), Some(dist)) = (staged, self.dist_of(w.buffer)) else { return Ok(()) };
+        self.b.phase(format!("fetch {} after {}", self.name(w.buffer), self.func.ops[op].kind.name()));
+        self.collect(w.buffer, &dist, &view);
+        Ok(())
+    }
+}
+
+/// Buffer coordinates of a window's point.
+pub fn window_point(b: &mut crate::ptx::simt::Builder, w: &Window, offsets: &Coords, point: &Coords) -> Coords {
+    let mut at = offsets.clone();
+    for (axis, &x) in w.axes.iter().zip(point) {
+        let a = usize::from(axis.axis);
+        at[a] = index::add(b, at[a], x);
+    }
+    at
+}

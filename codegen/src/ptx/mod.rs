@@ -1,0 +1,106 @@
+//! The PTX backend: tile IR -> SIMT IR -> PTX text.
+//!
+//! [`compile`] runs the whole path: layouts are inferred and every tile op becomes what a thread does ([`lower`]), shared
+//! memory is planned and barriers are inserted ([`pipeline`]), dead code goes ([`passes`]), and text comes out ([`emit`]).
+//! Nothing here launches anything or needs a GPU, a driver or an assembler.
+//!
+//! Depends on `zellige_ir` alone. The feature level is sm_80 with 8-bit floats from sm_89 on.
+
+pub mod emit;
+mod error;
+pub mod lower;
+pub mod passes;
+pub mod pipeline;
+pub mod simt;
+mod target;
+
+pub use error::CodegenError;
+pub use simt::ParamSlot;
+pub use target::{Arch, Target};
+
+use zellige_ir::Func;
+
+/// Largest extent of a named dim. The launcher checks it; index arithmetic relies on it.
+pub const DIM_LIMIT: i64 = 1 << 30;
+
+/// How to compile.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PtxOptions {
+    pub target: Target,
+    /// Put the author's places into the PTX, for profilers and debuggers.
+    pub line_info: bool,
+}
+
+impl PtxOptions {
+    pub fn new(arch: Arch) -> PtxOptions {
+        PtxOptions { target: Target::new(arch), line_info: true }
+    }
+}
+
+/// A compiled kernel.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PtxKernel {
+    /// The module.
+    pub ptx: String,
+    /// Name of its entry.
+    pub entry: String,
+    /// Dynamic shared memory that a launch must ask for, in bytes.
+    pub shared_bytes: u32,
+    /// Threads in a block.
+    pub threads: u32,
+    /// What to pass, in order.
+    pub params: Vec<ParamSlot>,
+    /// Decisions: layouts, staging, pipelining, shared memory, every barrier with its reason.
+    pub explain: Vec<String>,
+    pub metadata: Metadata,
+}
+
+/// Facts about a compiled kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Metadata {
+    /// SIMT ops after all passes, loop bodies counted once.
+    pub ops: usize,
+    /// Barriers in the text.
+    pub barriers: usize,
+}
+
+/// Compiles a verified function to PTX.
+///
+/// # Errors
+/// If the kernel needs what the target does not have: more shared memory, a type without arithmetic, a block of odd size.
+pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError> {
+    let (kernel, explain) = simt_kernel(func, opts)?;
+    let ptx = emit::emit(&kernel, opts.target, opts.line_info);
+    let (mut ops, mut barriers) = (0, 0);
+    kernel.walk(kernel.body, &mut |_, data| {
+        ops += 1;
+        barriers += usize::from(matches!(data.op, simt::SimtOp::Bar {}));
+    });
+    Ok(PtxKernel {
+        ptx,
+        entry: emit::identifier(&kernel.name),
+        shared_bytes: kernel.shared_bytes,
+        threads: kernel.threads,
+        params: kernel.params,
+        explain,
+        metadata: Metadata { ops, barriers },
+    })
+}
+
+/// The kernel's final SIMT IR and the decisions on the way to it.
+///
+/// # Errors
+/// As [`compile`].
+pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<String>), CodegenError> {
+    let lower::Lowered { mut kernel, mut explain } = lower::lower(func, opts.target)?;
+    passes::dce::run(&mut kernel);
+    pipeline::shared::plan(&mut kernel, &mut explain);
+    let have = opts.target.arch.max_shared_bytes();
+    if kernel.shared_bytes > have {
+        let arch = opts.target.arch.name();
+        return Err(CodegenError::SharedMemory { span: func.span.clone(), need: kernel.shared_bytes, have, arch });
+    }
+    pipeline::barrier::insert(&mut kernel, &mut explain);
+    simt::verify(&kernel)?;
+    Ok((kernel, explain))
+}

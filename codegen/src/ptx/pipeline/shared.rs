@@ -1,0 +1,137 @@
+//! Shared-memory planning: objects that are never alive together share bytes.
+//!
+//! An object lives from its first to its last access in program order; if a loop that does not contain the object's birth
+//! accesses it, over the whole loop. Objects are placed first fit in order of size.
+
+use crate::ptx::simt::{Block, Effect, Kernel, Obj, ObjKind, SimtOp};
+use std::collections::HashMap;
+use zellige_ir::EntityId;
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    first: usize,
+    last: usize,
+}
+
+struct Lives<'k> {
+    k: &'k Kernel,
+    lives: HashMap<Obj, Life>,
+    position: usize,
+    /// Enclosing blocks with, for loop bodies, the position where the loop began.
+    path: Vec<(Block, Option<usize>)>,
+    /// Objects whose life must reach the end of an enclosing loop: (depth of the loop's body in `path`, object).
+    extend: Vec<(usize, Obj)>,
+}
+
+/// Assigns offsets and sets the kernel's shared memory size. Adds the plan to `explain`.
+pub fn plan(k: &mut Kernel, explain: &mut Vec<String>) {
+    let mut lives = Lives { k, lives: HashMap::new(), position: 0, path: vec![(k.body, None)], extend: Vec::new() };
+    lives.block(k.body);
+    let lives = lives.lives;
+    let mut objects: Vec<(Obj, u32, u32, Life)> = k
+        .objs
+        .iter()
+        .filter_map(|(id, data)| match data.kind {
+            ObjKind::Shared { bytes, align, .. } => lives.get(&id).map(|l| (id, bytes, align, *l)),
+            ObjKind::Global { .. } | ObjKind::Local { .. } => None,
+        })
+        .collect();
+    objects.sort_by_key(|&(id, bytes, align, _)| (std::cmp::Reverse((align, bytes)), id));
+    let mut placed: Vec<(u32, u32, Life)> = Vec::new();
+    let mut total = 0;
+    for (id, bytes, align, life) in objects {
+        let mut taken: Vec<(u32, u32)> = placed
+            .iter()
+            .filter(|(_, _, l)| l.first <= life.last && life.first <= l.last)
+            .map(|&(at, size, _)| (at, size))
+            .collect();
+        taken.sort_unstable();
+        let mut at = 0u32;
+        for (start, size) in taken {
+            if at + bytes <= start {
+                break;
+            }
+            at = at.max((start + size).next_multiple_of(align));
+        }
+        placed.push((at, bytes, life));
+        total = total.max(at + bytes);
+        if let ObjKind::Shared { offset, .. } = &mut k.objs[id].kind {
+            *offset = Some(at);
+        }
+        explain.push(format!("shared: {} at {at}..{}", k.objs[id].name, at + bytes));
+    }
+    k.shared_bytes = total.next_multiple_of(16);
+}
+
+impl Lives<'_> {
+    fn block(&mut self, block: Block) {
+        for &inst in &self.k.blocks[block] {
+            self.position += 1;
+            let op = &self.k.insts[inst].op;
+            match op {
+                SimtOp::Ld { addr, .. }
+                | SimtOp::St { addr, .. }
+                | SimtOp::LdMatrix { addr, .. }
+                | SimtOp::Atom { addr, .. } => self.touch(addr.obj),
+                SimtOp::CpAsync { dst, .. } => self.touch(dst.obj),
+                SimtOp::For { body, .. } => self.nested(&[*body], true),
+                SimtOp::While { before, body, .. } => self.nested(&[*before, *body], true),
+                SimtOp::If { then_body, else_body, .. } => self.nested(&[*then_body, *else_body], false),
+                _ => debug_assert!(
+                    op.effect() != Effect::Control || matches!(op, SimtOp::Trap {} | SimtOp::Print { .. })
+                ),
+            }
+        }
+    }
+
+    fn nested(&mut self, blocks: &[Block], is_loop: bool) {
+        let start = self.position;
+        for &b in blocks {
+            self.path.push((b, is_loop.then_some(start)));
+            self.block(b);
+            self.path.pop();
+        }
+        self.position += 1;
+        let depth = self.path.len();
+        let end = self.position;
+        let lives = &mut self.lives;
+        self.extend.retain(|(d, obj)| {
+            if *d == depth
+                && let Some(l) = lives.get_mut(obj)
+            {
+                l.last = l.last.max(end);
+            }
+            *d < depth
+        });
+    }
+
+    fn touch(&mut self, obj: Obj) {
+        if !matches!(self.k.objs[obj].kind, ObjKind::Shared { .. }) {
+            return;
+        }
+        let home = self.k.objs[obj].home;
+        let born = self.path.iter().rposition(|(b, _)| *b == home).unwrap_or(0);
+        let outer_loop =
+            self.path[born + 1..].iter().enumerate().find_map(|(i, (_, start))| start.map(|s| (born + 1 + i, s)));
+        let first = outer_loop.map_or(self.position, |(_, s)| s);
+        if let Some((depth, _)) = outer_loop {
+            self.extend.push((depth, obj));
+        }
+        let life = self.lives.entry(obj).or_insert(Life { first, last: self.position });
+        life.first = life.first.min(first);
+        life.last = life.last.max(self.position);
+    }
+}
+
+/// True if two objects share bytes of the arena (or are one).
+pub fn overlap(k: &Kernel, a: Obj, b: Obj) -> bool {
+    if a == b {
+        return true;
+    }
+    match (&k.objs[a].kind, &k.objs[b].kind) {
+        (ObjKind::Shared { bytes: x, offset: Some(i), .. }, ObjKind::Shared { bytes: y, offset: Some(j), .. }) => {
+            *i < j + y && *j < i + x
+        }
+        _ => a.index() == b.index(),
+    }
+}
