@@ -62,7 +62,7 @@ impl Default for SimOptions {
             check_wgmma: true,
             count_accesses: true,
             shuffle: None,
-            budget: 200_000_000,
+            budget: 50_000_000,
             max_faults: 32,
             sm_count: 132,
             max_shared: 232_448,

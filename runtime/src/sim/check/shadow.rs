@@ -229,9 +229,12 @@ impl Cell {
     fn read(&mut self, spilled: &mut HashMap<u32, Vec<Rec>>, key: u32, who: &Who<'_>) -> Option<Conflict> {
         let conflict = self.conflict_with_write(who);
         let new = who.rec();
-        // The same warp reading again in the same epoch is the common case.
+        // The same warp reading again in the same epoch is the common case. The operations of an asynchronous agent finish in
+        // order, so its last one stands for all.
+        let agent = who.recorded_as.is_some();
         for r in &mut self.reads {
-            if r.comp == new.comp && r.epoch == new.epoch && r.flags == new.flags {
+            if r.comp == new.comp && r.flags == new.flags && (agent || r.epoch == new.epoch) {
+                (r.epoch, r.pc) = (r.epoch.max(new.epoch), new.pc);
                 if r.lane != new.lane {
                     r.lane = MANY;
                 }
@@ -244,7 +247,7 @@ impl Cell {
         }
         // Replace a reader that is ordered before this one: whoever is ordered after us is ordered after it.
         for r in &mut self.reads {
-            if who.agent.ordered(who.lane, r.comp, r.lane, r.epoch) && who.recorded_as.is_none() {
+            if !agent && who.agent.ordered(who.lane, r.comp, r.lane, r.epoch) {
                 *r = new;
                 return conflict;
             }

@@ -157,15 +157,14 @@ impl Cluster<'_> {
         };
         let v = a.load(at, bytes);
         let unwritten = check_uninit && !a.is_written(at, bytes);
-        if unwritten || races {
-            let (name, len) = (a.name.clone(), a.len);
-            if unwritten {
-                self.uninitialised(warp, lane, address, bytes, format!("`{name}`"));
-            }
-            if races {
-                let how = if how.strong { Access::Atomic } else { Access::Read };
-                self.global_race(warp, lane, address, (at, bytes, len), &name, how);
-            }
+        let len = a.len;
+        if unwritten {
+            let name = self.buffer_name(address);
+            self.uninitialised(warp, lane, address, bytes, name);
+        }
+        if races {
+            let how = if how.strong { Access::Atomic } else { Access::Read };
+            self.global_race(warp, lane, address, (at, bytes, len), how);
         }
         v
     }
@@ -177,21 +176,30 @@ impl Cluster<'_> {
             return;
         };
         a.store(at, bytes, value);
+        let len = a.len;
         if races {
-            let (name, len) = (a.name.clone(), a.len);
             let how = if how.strong { Access::Atomic } else { Access::Write };
-            self.global_race(warp, lane, address, (at, bytes, len), &name, how);
+            self.global_race(warp, lane, address, (at, bytes, len), how);
+        }
+    }
+
+    /// The allocation an address belongs to, for messages.
+    #[cold]
+    pub fn buffer_name(&self, address: u64) -> String {
+        match self.env.memory.find(address) {
+            Some(a) => format!("`{}`", a.name),
+            None => format!("`{}`", self.env.globals.name),
         }
     }
 
     /// Checks a global access against those of other blocks.
+    #[inline]
     pub fn global_race(
         &mut self,
         warp: &Warp,
         lane: usize,
         address: u64,
         (at, bytes, len): (u64, u32, u64),
-        name: &str,
         how: Access,
     ) {
         let block = self.blocks[warp.block].linear;
@@ -202,7 +210,8 @@ impl Cluster<'_> {
         let Some(c) = shadow.access(addr::region(address) as usize, len, at, bytes, how) else {
             return;
         };
-        self.fault(warp, lane, FaultKind::GlobalRace, Some((address, format!("`{name}`"))), || {
+        let name = self.buffer_name(address);
+        self.fault(warp, lane, FaultKind::GlobalRace, Some((address, name)), || {
             format!(
                 "{} of global memory that block {} {} in the same launch: nothing orders the two",
                 if how == Access::Read { "read" } else { "write" },
@@ -400,6 +409,7 @@ impl super::state::Block {
     /// Stores and marks as written.
     #[inline]
     pub fn poke(&mut self, at: u32, bytes: u32, value: u128) {
+        self.tiles.clear();
         self.shared[at as usize..(at + bytes) as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
         let w = (at / 4) as usize;
         if bytes < 4 {

@@ -79,12 +79,13 @@ impl Cluster<'_> {
                 };
                 let unwritten = check_uninit && !a.is_written(at, bytes);
                 let old = a.update(at, bytes, |old| combine(op, ty, old, b, new));
-                let (name, len) = (a.name.clone(), a.len);
+                let len = a.len;
                 if unwritten {
-                    self.uninitialised(warp, lane, address, bytes, format!("`{name}`"));
+                    let name = self.buffer_name(address);
+                    self.uninitialised(warp, lane, address, bytes, name);
                 }
                 if self.global.is_some() {
-                    self.global_race(warp, lane, address, (at, bytes, len), &name, Access::Atomic);
+                    self.global_race(warp, lane, address, (at, bytes, len), Access::Atomic);
                     if let Some(g) = &mut self.global {
                         g.atomic(address, sem.release);
                     }

@@ -11,6 +11,7 @@ use super::state::{Cluster, Warp};
 use super::tensormap::TensorMap;
 use super::wgmma::swizzle;
 use crate::sim::check::clock::Knowledge;
+use crate::sim::check::global::Access;
 use crate::sim::decode::SHARED_BASE;
 use crate::sim::decode::bulk_slot as at;
 use crate::sim::decode::op::{AtomOp, AtomTy, BulkKind, BulkOp, Inst, Space};
@@ -246,14 +247,8 @@ impl Cluster<'_> {
                 continue;
             };
             a.update(at, n, |old| combine(op, ty, old, b, 0));
-            if self.global.is_some() {
-                let Some((a, at)) = self.global_place(warp, lane, g + u64::from(k), n) else {
-                    continue;
-                };
-                let (name, len) = (a.name.clone(), a.len);
-                let how = crate::sim::check::global::Access::Atomic;
-                self.global_race(warp, lane, g + u64::from(k), (at, n, len), &name, how);
-            }
+            let len = a.len;
+            self.global_race(warp, lane, g + u64::from(k), (at, n, len), Access::Atomic);
         }
     }
 

@@ -11,18 +11,26 @@ use super::float::canonical;
 use super::state::{Cluster, Warp};
 use crate::sim::decode::op::{AccTy, Inst, MatTy, PackTy};
 
-/// Values of one element format as f32 (integers too: 8-bit values are exact).
+/// Widens little-endian elements; one match for the whole run.
 #[inline]
-pub fn element(bits: u32, ty: MatTy) -> f32 {
+pub fn decode(bytes: &[u8], ty: MatTy, out: &mut [f32]) {
+    #[inline(always)]
+    fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) {
+        for (o, b) in out.iter_mut().zip(bytes.chunks_exact(N)) {
+            let mut e = [0; N];
+            e.copy_from_slice(b);
+            *o = f(e);
+        }
+    }
     match ty {
-        MatTy::F16 => f16::from_bits(bits as u16).to_f32(),
-        MatTy::Bf16 => f32::from_bits(bits << 16),
+        MatTy::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        MatTy::Bf16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
         // The low mantissa bits of a tf32 register are ignored.
-        MatTy::Tf32 => f32::from_bits(bits & 0xFFFF_E000),
-        MatTy::E4m3 => f8_value(bits as u8, PackTy::E4m3x2),
-        MatTy::E5m2 => f8_value(bits as u8, PackTy::E5m2x2),
-        MatTy::S8 => f32::from(bits as i8),
-        MatTy::U8 => f32::from(bits as u8),
+        MatTy::Tf32 => each(bytes, out, |b| f32::from_bits(u32::from_le_bytes(b) & 0xFFFF_E000)),
+        MatTy::E4m3 => each(bytes, out, |[b]| f8_value(b, PackTy::E4m3x2)),
+        MatTy::E5m2 => each(bytes, out, |[b]| f8_value(b, PackTy::E5m2x2)),
+        MatTy::S8 => each(bytes, out, |[b]| f32::from(b as i8)),
+        MatTy::U8 => each(bytes, out, |[b]| f32::from(b)),
     }
 }
 
@@ -30,32 +38,34 @@ pub fn element(bits: u32, ty: MatTy) -> f32 {
 /// columns from `t*e + (r / rows8) * 4e`, with `e` elements per register.
 pub fn unpack_rows(warp: &Warp, slots: &[u32], ty: MatTy, k: usize, rows8: usize) -> Vec<f32> {
     let per = 32 / ty.bits() as usize;
-    let keep = if ty.bits() == 32 { u32::MAX } else { (1 << ty.bits()) - 1 };
     let mut out = vec![0f32; 8 * rows8 * k];
     for (r, &slot) in slots.iter().enumerate() {
         let v = &warp.regs.w32[slot as usize];
         let (half, block) = (r % rows8, r / rows8);
         for (l, bits) in v.iter().enumerate() {
             let (g, t) = (l / 4, l % 4);
-            for e in 0..per {
-                let col = t * per + e + block * 4 * per;
-                out[(g + 8 * half) * k + col] = element(bits >> (e as u32 * ty.bits()) & keep, ty);
-            }
+            let col = t * per + block * 4 * per;
+            let at = (g + 8 * half) * k + col;
+            decode(&bits.to_le_bytes(), ty, &mut out[at..at + per]);
         }
     }
     out
 }
 
-/// `d[r][c] += a[r][:] . b[:][c]` with `b` stored by k, rows of `n`; f32 sums by ascending k.
+/// `d[r][c] += a[r][:] . b[:][c]` with `b` stored by k, rows of `n` (a multiple of 8); f32 sums by ascending k.
 pub fn multiply(a: &[f32], b: &[f32], d: &mut [f32], (m, n, k): (usize, usize, usize)) {
     for r in 0..m {
-        let row = &mut d[r * n..(r + 1) * n];
-        for kk in 0..k {
-            let x = a[r * k + kk];
-            let bs = &b[kk * n..(kk + 1) * n];
-            for (o, y) in row.iter_mut().zip(bs) {
-                *o += x * y;
+        let (row, out) = (&a[r * k..(r + 1) * k], &mut d[r * n..(r + 1) * n]);
+        // Eight columns at a time stay in registers for the whole of k.
+        for (c, eight) in out.chunks_exact_mut(8).enumerate() {
+            let mut sum = [0f32; 8];
+            sum.copy_from_slice(eight);
+            for (x, bs) in row.iter().zip(b[8 * c..].chunks(n)) {
+                for (s, y) in sum.iter_mut().zip(&bs[..8]) {
+                    *s += x * y;
+                }
             }
+            eight.copy_from_slice(&sum);
         }
     }
 }
@@ -140,16 +150,8 @@ pub fn write_acc(warp: &mut Warp, slots: &[u32], n: usize, acc: AccTy, values: &
 /// `values += a b` in the accumulator's arithmetic.
 pub fn accumulate(a: &[f32], b: &[f32], values: &mut [u32], acc: AccTy, shape: (usize, usize, usize)) {
     match acc {
-        AccTy::S32 => {
-            let mut d: Vec<i32> = values.iter().map(|v| *v as i32).collect();
-            multiply_int(a, b, &mut d, shape);
-            values.iter_mut().zip(d).for_each(|(v, d)| *v = d as u32);
-        }
-        AccTy::F32 | AccTy::F16 => {
-            let mut d: Vec<f32> = values.iter().map(|v| f32::from_bits(*v)).collect();
-            multiply(a, b, &mut d, shape);
-            values.iter_mut().zip(d).for_each(|(v, d)| *v = d.to_bits());
-        }
+        AccTy::S32 => multiply_int(a, b, bytemuck::cast_slice_mut(values), shape),
+        AccTy::F32 | AccTy::F16 => multiply(a, b, bytemuck::cast_slice_mut(values), shape),
     }
 }
 

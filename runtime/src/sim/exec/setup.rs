@@ -60,6 +60,7 @@ impl<'a> Cluster<'a> {
             b.shadow.reset(if checked { bytes } else { 0 });
             b.named = vec![Named::default(); 16];
             b.mbarriers.clear();
+            b.tiles.clear();
             b.live_warps = warps_per_block as u32;
             b.first_warp = rank * warps_per_block;
             b.warp_count = warps_per_block;

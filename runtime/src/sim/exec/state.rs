@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::copy::CopyQueue;
 use super::mbarrier::Mbarrier;
 use super::regs::Regs;
-use super::wgmma::WgmmaState;
+use super::wgmma::{TileCache, WgmmaState};
 use crate::sim::check::clock::{Agent, Knowledge};
 use crate::sim::check::global::GlobalShadow;
 use crate::sim::check::shadow::Shadow;
@@ -231,6 +231,7 @@ pub struct Block {
     pub shadow: Shadow,
     pub named: Vec<Named>,
     pub mbarriers: HashMap<u32, Mbarrier>,
+    pub tiles: TileCache,
     pub live_warps: u32,
     /// Its warps in the cluster's list.
     pub first_warp: usize,

@@ -5,10 +5,11 @@
 //! reads belong to an asynchronous agent that only `wgmma.wait_group` orders.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::access::{How, SharedAt};
-use super::mma::{accumulate, element, read_acc, transpose, unpack_rows, write_acc};
-use super::state::{Cluster, Warp};
+use super::mma::{accumulate, decode, read_acc, transpose, unpack_rows, write_acc};
+use super::state::{Block, Cluster, Warp};
 use crate::sim::check::clock::Knowledge;
 use crate::sim::decode::SHARED_BASE;
 use crate::sim::decode::op::{Inst, MatTy, Op, WgmmaOp};
@@ -180,7 +181,6 @@ impl Cluster<'_> {
         let (a_slots, rest) = rest.split_at(if op.a_regs { 4 } else { 1 });
         let (b_slot, scale_slot) = (rest[0], rest[1]);
         let n = op.n as usize;
-        let size = op.a.bits() / 8;
         let k = (256 / op.a.bits()) as usize;
         if self.env.options.check_wgmma {
             self.note_registers(warp, d_slots, if op.a_regs { a_slots } else { &[] });
@@ -201,19 +201,24 @@ impl Cluster<'_> {
             let Some(d) = self.descriptor(warp, a_slots[0]) else {
                 return;
             };
-            self.tile(warp, d, (16 * quarter, 16, k as u32), (op.a, size), op.trans_a, how, None)
+            let rows = Tile { d, from: 16 * quarter, rows: 16, k: k as u32, ty: op.a, trans: op.trans_a };
+            if !self.touch(warp, &rows, how, None) {
+                return;
+            }
+            rows.read(&self.blocks[warp.block].shared)
         };
         let Some(d) = self.descriptor(warp, b_slot) else {
             return;
         };
+        let tile = Tile { d, from: 0, rows: n as u32, k: k as u32, ty: op.b, trans: op.trans_b };
         // All four warps read B; for the race check each answers for a quarter of it.
-        let b = self.tile(warp, d, (0, n as u32, k as u32), (op.b, size), op.trans_b, how, Some(quarter));
-        let mut b = transpose(&b, n, k);
-        if op.negate_a {
-            a.iter_mut().for_each(|v| *v = -*v);
+        if !self.touch(warp, &tile, how, Some(quarter)) {
+            return;
         }
-        if op.negate_b {
-            b.iter_mut().for_each(|v| *v = -*v);
+        let b = self.blocks[warp.block].operand_tile(&tile);
+        // Negating one factor or the other gives the same products.
+        if op.negate_a != op.negate_b {
+            a.iter_mut().for_each(|v| *v = -*v);
         }
         let keep = warp.regs.p[scale_slot as usize] & active != 0;
         let mut values = if keep { read_acc(warp, d_slots, n, op.acc) } else { vec![0; 16 * n] };
@@ -262,59 +267,106 @@ impl Cluster<'_> {
         }
     }
 
-    /// Reads rows `from .. from + rows` of an operand tile as f32, `k` columns each.
-    #[allow(clippy::too_many_arguments)]
-    fn tile(
-        &mut self,
-        warp: &Warp,
-        d: Descriptor,
-        (from, rows, k): (u32, u32, u32),
-        (ty, size): (MatTy, u32),
-        trans: bool,
-        how: How,
-        share: Option<u32>,
-    ) -> Vec<f32> {
-        let mut out = vec![0f32; (rows * k) as usize];
+    /// Checks the reads of a tile; `share` restricts the race check to a quarter of its rows. False if it leaves memory.
+    fn touch(&mut self, warp: &Warp, t: &Tile, how: How, share: Option<u32>) -> bool {
+        let total = self.env.shared_bytes;
+        let checked = self.env.options.check_shared_races || self.env.options.check_uninit;
+        let (highest, lowest) = t.chunks().fold((0, u32::MAX), |(h, l), (_, _, at)| (h.max(at), l.min(at)));
+        if lowest < SHARED_BASE || highest + 16 > SHARED_BASE + total {
+            let bad = if lowest < SHARED_BASE { lowest } else { highest };
+            self.fault(warp, 0, FaultKind::OutOfBounds, Some((u64::from(bad), "shared memory".into())), || {
+                format!("matrix descriptor leads to offset {bad:#x}, shared memory ends at {:#x}", SHARED_BASE + total)
+            });
+            return false;
+        }
+        if checked {
+            for (row, _, at) in t.chunks().filter(|(row, ..)| share.is_none_or(|s| (row / 8) % 4 == s)) {
+                debug_assert!(row < t.rows);
+                let p = SharedAt { block: warp.block, at: at - SHARED_BASE };
+                self.load_shared(warp, 0, p, u64::from(at), 16, how);
+            }
+        }
+        true
+    }
+}
+
+/// Rows `from .. from + rows` of an operand in shared memory, `k` columns each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    d: Descriptor,
+    from: u32,
+    rows: u32,
+    k: u32,
+    ty: MatTy,
+    trans: bool,
+}
+
+impl Tile {
+    /// The 16-byte chunks: row and column (from 0) of their first element, and their offset in shared memory.
+    fn chunks(&self) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
+        let t = *self;
+        let size = t.ty.bits() / 8;
         let per = 16 / size;
-        // Chunks of 16 bytes along the contiguous dimension.
-        let (outer, inner) = if trans { (k, rows) } else { (rows, k) };
-        for o in 0..outer {
-            for c in (0..inner).step_by(per as usize) {
-                let (row, kk) = if trans { (c, o) } else { (o, c) };
-                let offset = d.place(from + row, kk, size, trans);
-                let checked = share.is_none_or(|s| (row / 8) % 4 == s);
-                let Some(chunk) = self.operand_chunk(warp, offset, checked, how) else {
-                    return out;
-                };
-                for e in 0..per.min(inner - c) {
-                    let bits = (chunk >> (8 * size * e)) as u32;
-                    let (r, q) = if trans { (c + e, o) } else { (o, c + e) };
-                    let keep = if size == 4 { u32::MAX } else { (1 << (8 * size)) - 1 };
-                    out[(r * k + q) as usize] = element(bits & keep, ty);
+        // The contiguous dimension is k, or the rows of a transposed operand.
+        let (outer, inner) = if t.trans { (t.k, t.rows) } else { (t.rows, t.k) };
+        (0..outer).flat_map(move |o| (0..inner).step_by(per as usize).map(move |c| (o, c))).map(move |(o, c)| {
+            let (row, k) = if t.trans { (c, o) } else { (o, c) };
+            (row, k, t.d.place(t.from + row, k, size, t.trans))
+        })
+    }
+
+    /// The values, row by row. All chunks are known to be in bounds.
+    fn read(&self, shared: &[u8]) -> Vec<f32> {
+        let per = 16 / (self.ty.bits() / 8) as usize;
+        let mut out = vec![0f32; (self.rows * self.k) as usize];
+        let mut chunk = [0f32; 16];
+        for (row, k, at) in self.chunks() {
+            let from = (at - SHARED_BASE) as usize;
+            decode(&shared[from..from + 16], self.ty, &mut chunk[..per]);
+            let first = (row * self.k + k) as usize;
+            if self.trans {
+                for (e, v) in chunk[..per.min((self.rows - row) as usize)].iter().enumerate() {
+                    out[first + e * self.k as usize] = *v;
                 }
+            } else {
+                out[first..first + per].copy_from_slice(&chunk[..per]);
             }
         }
         out
     }
+}
 
-    fn operand_chunk(&mut self, warp: &Warp, offset: u32, checked: bool, how: How) -> Option<u128> {
-        let at = offset.wrapping_sub(SHARED_BASE);
-        let total = self.env.shared_bytes;
-        let address = u64::from(offset);
-        if at >= total || total - at < 16 {
-            self.fault(warp, 0, FaultKind::OutOfBounds, Some((address, "shared memory".into())), || {
-                format!(
-                    "matrix descriptor leads to offset {offset:#x}, shared memory ends at {:#x}",
-                    SHARED_BASE + total
-                )
-            });
-            return None;
+/// The B tiles a block has decoded since its shared memory last changed: the four warps of a warpgroup share them.
+#[derive(Debug, Default)]
+pub struct TileCache {
+    tiles: VecDeque<(Tile, Arc<Vec<f32>>)>,
+}
+
+/// Tiles kept: the k steps of a few pipeline stages.
+const CACHED_TILES: usize = 32;
+
+impl TileCache {
+    /// Shared memory has changed.
+    #[inline]
+    pub fn clear(&mut self) {
+        if !self.tiles.is_empty() {
+            self.tiles.clear();
         }
-        let p = SharedAt { block: warp.block, at };
-        if checked {
-            return Some(self.load_shared(warp, 0, p, address, 16, how));
+    }
+}
+
+impl Block {
+    /// An operand tile stored by k, rows of `rows` values.
+    fn operand_tile(&mut self, t: &Tile) -> Arc<Vec<f32>> {
+        if let Some((_, v)) = self.tiles.tiles.iter().find(|(k, _)| k == t) {
+            return Arc::clone(v);
         }
-        Some(self.blocks[p.block].peek(at, 16))
+        let v = Arc::new(transpose(&t.read(&self.shared), t.rows as usize, t.k as usize));
+        if self.tiles.tiles.len() == CACHED_TILES {
+            self.tiles.tiles.pop_front();
+        }
+        self.tiles.tiles.push_back((*t, Arc::clone(&v)));
+        v
     }
 }
 

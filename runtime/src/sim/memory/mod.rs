@@ -76,7 +76,9 @@ impl Allocation {
     #[inline]
     fn mark(&self, word: usize, bits: u8) {
         let w = &self.written[word];
-        if w.load(Relaxed) & bits != bits {
+        if bits == 0xF {
+            w.store(0xF, Relaxed);
+        } else if w.load(Relaxed) & bits != bits {
             w.fetch_or(bits, Relaxed);
         }
     }
