@@ -1,5 +1,6 @@
 //! Loops, branches and assertions.
 
+use super::guard::definitions;
 use super::rep::{Rep, W};
 use super::scalar::logical_not;
 use super::{Lower, Result};
@@ -97,10 +98,12 @@ impl Lower<'_> {
         let any = self.b.convert(UnOp::AnyTrue, Ty::I8, mask);
         self.b.begin_if(any);
         self.wide = false;
+        let mut own = definitions(self.func, then_body);
+        own.extend(definitions(self.func, else_body));
         for lane in 0..W {
             self.lane = lane;
             for (v, rep) in &outer {
-                if !rep.is_uniform() && self.is_used(*v, then_body, else_body) {
+                if !rep.is_uniform() && !own.contains(v) && self.is_used(*v, then_body, else_body) {
                     let x = self.lane(*rep, self.func.ty(*v), lane);
                     self.set(*v, Rep::Uni(x));
                 }

@@ -6,8 +6,8 @@
 use super::Lower;
 use super::rep::Rep;
 use crate::cpu::loopir::{BinOp, IntCc, Val};
-use std::collections::HashMap;
-use zellige_ir::{BinaryOp, Buffer, DType, Func, Op, OpKind, Region, Scope, Value, ValueDef};
+use std::collections::{HashMap, HashSet};
+use zellige_ir::{BinaryOp, Buffer, DType, Func, Op, OpKind, Region, Scope, Value, ValueDef, Visit};
 
 /// Smallest and largest value.
 type Interval = (Val, Val);
@@ -36,6 +36,17 @@ fn collect(func: &Func, region: Region, accesses: &mut Vec<Access>, indices: &mu
     });
 }
 
+/// The values that a region's ops define.
+pub(super) fn definitions(func: &Func, region: Region) -> HashSet<Value> {
+    let mut defs = HashSet::new();
+    func.walk(region, &mut |_, data| {
+        data.kind.for_each_def(&mut |v| {
+            defs.insert(v);
+        });
+    });
+    defs
+}
+
 impl Lower<'_> {
     /// A condition, computed here, under which the listed accesses of a loop body are inside; `None` if there are none
     /// that could be shown to be.
@@ -46,6 +57,7 @@ impl Lower<'_> {
             return None;
         }
         let mut known: HashMap<Value, Option<Interval>> = HashMap::new();
+        self.local_defs = definitions(self.func, body);
         let zero = self.b.i64(0);
         for &(iv, extent) in ivs {
             let last = self.b.add_imm(extent, -1);
@@ -97,8 +109,7 @@ impl Lower<'_> {
 
     fn interval_of(&mut self, v: Value, known: &mut HashMap<Value, Option<Interval>>) -> Option<Interval> {
         // A value from outside the loop is a point.
-        let outside = self.values.contains_key(&v)
-            || matches!(self.func.values[v].def, ValueDef::Const(_) | ValueDef::Dim(_) | ValueDef::Param(_));
+        let outside = !self.local_defs.contains(&v);
         if let ValueDef::Op(op) = self.func.values[v].def
             && !outside
         {

@@ -89,6 +89,8 @@ pub(crate) struct Lower<'f> {
     lane: usize,
     /// Element accesses proved to be inside, in the loop being lowered.
     unguarded: HashSet<Op>,
+    /// Values that the loop being examined defines itself.
+    local_defs: HashSet<Value>,
 }
 
 /// Lowers a kernel.
@@ -119,6 +121,7 @@ pub(crate) fn lower(func: &Func, opts: &CpuOptions) -> Result<Lowered> {
         wide: false,
         lane: 0,
         unguarded: HashSet::new(),
+        local_defs: HashSet::new(),
     };
     let slots = arg_slots(func);
     l.load_args(&slots);
