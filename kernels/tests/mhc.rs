@@ -9,7 +9,10 @@ use zellige_kernels::mhc::head::{MhcHead, TokensConfig};
 use zellige_kernels::mhc::head_mix::MhcHeadMix;
 use zellige_kernels::mhc::mix::{MhcMix, MixConfig};
 use zellige_kernels::mhc::mix_norm::{MhcMixNorm, MixNormConfig};
+use zellige_kernels::mhc::post::MhcPost;
+use zellige_kernels::mhc::post_mix::MhcPostMix;
 use zellige_kernels::mhc::pre_big_fuse::{FuseConfig, MhcPreBigFuse};
+use zellige_kernels::mhc::recompute::MhcRecompute;
 use zellige_kernels::mhc::sinkhorn::{MhcSinkhorn, SinkhornConfig};
 use zellige_kernels::mhc::split::{MhcSplit, SplitConfig};
 
@@ -209,6 +212,100 @@ fn a_token_does_not_depend_on_its_batch() -> Result<(), Any> {
             assert_eq!(some.post, all.post[of(4)], "{}", device.name());
             assert_eq!(some.comb, all.comb[of(16)], "{}", device.name());
         }
+    }
+    Ok(())
+}
+
+/// A sub-layer's output and what spreads it over the streams.
+struct Layer {
+    pre: F32<2>,
+    f: Bf16<2>,
+    post: F32<2>,
+    comb: F32<3>,
+}
+
+impl Layer {
+    fn new(inputs: &mut Inputs, tokens: usize, n: usize, d: usize) -> Result<Layer, TensorError> {
+        Ok(Layer {
+            pre: normal(inputs, [tokens, n], 0.5)?,
+            f: normal(inputs, [tokens, d], 1.0)?,
+            post: normal(inputs, [tokens, n], 1.0)?,
+            comb: normal(inputs, [tokens, n, n], 0.5)?,
+        })
+    }
+
+    fn after(&self, stream: &Stream, x: &Bf16<3>) -> Result<Bf16<3>, Any> {
+        let mut y = Bf16::full(x.shape(), bf16::from_f32(77.0))?;
+        MhcPost::new(ROWS).launch(stream, &self.f, x, &self.post, &self.comb, &mut y)?;
+        Ok(y)
+    }
+}
+
+/// Tensors of one shape as one tensor with a new first axis.
+fn stack<E: Element, const R: usize, const S: usize>(
+    all: &[&DeviceTensor<E, R>],
+) -> Result<DeviceTensor<E, S>, TensorError> {
+    let mut values = Vec::new();
+    for t in all {
+        values.extend(t.as_dyn().to_f64_vec()?);
+    }
+    let mut shape = [all.len(); S];
+    shape[1..].copy_from_slice(&all[0].shape());
+    DeviceTensor::from_f64(shape, &values)
+}
+
+#[test]
+fn recomputed_layers_have_the_bits_of_apply_and_post() -> Result<(), Any> {
+    let (tokens, n, d, count) = (5, 4, 40, 3);
+    let p = Problem::new(tokens, n, d, n * (2 + n))?;
+    let mut inputs = Inputs::new(2);
+    let layers: Vec<Layer> =
+        (0..count).map(|_| Layer::new(&mut inputs, tokens, n, d)).collect::<Result<_, TensorError>>()?;
+    for device in devices() {
+        let stream = device.stream();
+        for steps in [count, count - 1] {
+            let (mut x, mut u, mut states) = (p.x.clone(), Vec::new(), Vec::new());
+            for (l, layer) in layers.iter().enumerate() {
+                u.extend(Problem { x: x.clone(), ..p.some(0..tokens)? }.apply(&stream, &layer.pre)?.to_vec()?);
+                if l < steps {
+                    x = layer.after(&stream, &x)?;
+                    states.extend(x.to_vec()?);
+                }
+            }
+            let mut all_u = Bf16::full([count, tokens, d], bf16::from_f32(77.0))?;
+            let mut all_states = Bf16::full([steps, tokens, n, d], bf16::from_f32(77.0))?;
+            MhcRecompute::new(ROWS).launch(
+                &stream,
+                &p.x,
+                &stack(&layers.iter().map(|l| &l.pre).collect::<Vec<_>>())?,
+                &stack(&layers[..steps].iter().map(|l| &l.f).collect::<Vec<_>>())?,
+                &stack(&layers[..steps].iter().map(|l| &l.post).collect::<Vec<_>>())?,
+                &stack(&layers[..steps].iter().map(|l| &l.comb).collect::<Vec<_>>())?,
+                &mut all_u,
+                &mut all_states,
+            )?;
+            assert_eq!(all_u.to_vec()?, u, "{} {steps}", device.name());
+            assert_eq!(all_states.to_vec()?, states, "{} {steps}", device.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn post_with_the_next_projection_writes_the_bits_of_post() -> Result<(), Any> {
+    let (tokens, n, d, outputs) = (21, 4, 72, 24);
+    let p = Problem::new(tokens, n, d, outputs)?;
+    let layer = Layer::new(&mut Inputs::new(3), tokens, n, d)?;
+    for device in devices() {
+        let stream = device.stream();
+        let want = layer.after(&stream, &p.x)?;
+        let mut y = Bf16::full([tokens, n, d], bf16::from_f32(77.0))?;
+        let mut raw = F32::full([SLABS, tokens, outputs], 77.0)?;
+        let mut square_sum = F32::full([SLABS, tokens], 77.0)?;
+        let phi = p.phi.reshape([outputs, n, d])?;
+        let Layer { f, post, comb, .. } = &layer;
+        MhcPostMix::new(MIX).launch(&stream, f, &p.x, post, comb, &phi, &mut y, &mut raw, &mut square_sum)?;
+        assert_eq!(y.to_vec()?, want.to_vec()?, "{}", device.name());
     }
     Ok(())
 }

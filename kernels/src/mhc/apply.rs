@@ -78,7 +78,8 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         source: "V4 specification 2.1 step 4, 2.2 (pre_apply_mix)",
     },
     config: RowsConfig::DEFAULT,
-    small: RowsConfig::SMALL,
+    small: &[RowsConfig::SMALL],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcApply::new(cfg)),
     problem: apply_problem,
 };

@@ -51,7 +51,8 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         source: "V4 specification 2.1, 2.2 (expand)",
     },
     config: RowsConfig::DEFAULT,
-    small: RowsConfig::SMALL,
+    small: &[RowsConfig::SMALL],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcExpand::new(cfg)),
     problem: expand_problem,
 };

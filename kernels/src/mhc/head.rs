@@ -83,7 +83,8 @@ pub const ENTRY: Entry<TokensConfig> = Entry {
         source: "V4 specification 2.1 (head)",
     },
     config: TokensConfig { bt: 4, threads: 128 },
-    small: TokensConfig { bt: 2, threads: 32 },
+    small: &[TokensConfig { bt: 2, threads: 32 }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcHead::new(cfg)),
     problem: head_problem,
 };

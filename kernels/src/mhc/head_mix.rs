@@ -57,7 +57,8 @@ pub const ENTRY: Entry<SplitConfig> = Entry {
         source: "V4 specification 2.1 (head), 2.2 (head_compute_mix)",
     },
     config: SplitConfig { bt: 32, threads: 128 },
-    small: SplitConfig { bt: 8, threads: 32 },
+    small: &[SplitConfig { bt: 8, threads: 32 }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcHeadMix::new(cfg)),
     problem: head_mix_problem,
 };

@@ -1,6 +1,6 @@
 //! The projection of the state to mixes, before its norm: a skinny GEMM with the sum of squares on the side.
 
-use super::problem::{Entry, SLABS, Shape, at, check, problem};
+use super::problem::{Entry, SLABS, Shape, at, check, problem, tokens, total};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
 use crate::reference::codec::tf32_round_half_away;
@@ -9,7 +9,7 @@ use zellige::GemmPrecision;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// Tile sizes of [`mhc_mix`] and its precision.
+/// Tile sizes of the kernels that multiply by phi and their precision.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct MixConfig {
     /// Tokens of a tile.
@@ -27,12 +27,20 @@ pub struct MixConfig {
 }
 
 /// Extent of a tensor-core tile along the mixes.
-const MMA_N: usize = 8;
+pub(super) const MMA_N: usize = 8;
 
 impl MixConfig {
     /// How the products are formed. bf16 states are exact in tf32.
-    fn precision(self) -> GemmPrecision {
-        if self.tf32 { GemmPrecision::Tf32 } else { GemmPrecision::Exact }
+    pub(super) fn gemm(self) -> Gemm {
+        Gemm { precision: if self.tf32 { GemmPrecision::Tf32 } else { GemmPrecision::Exact }, ..Gemm::default() }
+    }
+
+    /// f32 operands as they take part in products.
+    pub(super) fn rounded(self, mut x: Vec<f32>) -> Vec<f32> {
+        if self.tf32 {
+            x.iter_mut().for_each(|v| *v = tf32_round_half_away(*v));
+        }
+        x
     }
 }
 
@@ -64,7 +72,7 @@ pub fn mhc_mix(
         t.copy(x.at((first, depth)), x_s);
         t.copy(phi.at((0, depth)), phi_s);
         t.cast(x_s, x_f);
-        t.gemm_with(x_f, phi_s.t(), acc, Gemm { precision: cfg.precision(), ..Gemm::default() });
+        t.gemm_with(x_f, phi_s.t(), acc, cfg.gemm());
         for (i, c) in t.parallel((bt, bk)) {
             x_f[(i, c)] *= x_f[(i, c)];
         }
@@ -72,14 +80,6 @@ pub fn mhc_mix(
     }
     t.copy(acc, raw.at((slab, first, 0)));
     t.copy(squares, square_sum.at((slab, first)));
-}
-
-/// Sums the slabs of each token, f64.
-fn total(slabs: &[f32], outputs: usize) -> Vec<f32> {
-    let token = |v: &[f32]| -> Vec<f32> {
-        (0..outputs).map(|o| v.iter().skip(o).step_by(outputs).map(|&v| f64::from(v)).sum::<f64>() as f32).collect()
-    };
-    slabs.chunks(SLABS * outputs).flat_map(token).collect()
 }
 
 fn mix_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemError> {
@@ -94,13 +94,11 @@ fn mix_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemError> {
     let flops = 2.0 * (s.tokens * width * outputs) as f64;
     let mut problem = problem(MhcMix::new(cfg), args, move |args| {
         let sample = s.sample();
-        let (x, mut phi) = (at(&args[0], 0, &sample), args[1].f32s());
-        if cfg.tf32 {
-            phi.iter_mut().for_each(|v| *v = tf32_round_half_away(*v));
-        }
+        let (x, phi) = (tokens(&args[0], &sample), cfg.rounded(args[1].f32s()));
         let want = s.mhc().project(&x, &phi, sample.len(), outputs);
-        let raw = total(&at(&args[2], 1, &sample), outputs);
-        let square_sum = total(&at(&args[3], 1, &sample), 1);
+        let sums = |slabs: &[f32], n: usize| slabs.chunks(SLABS * n).flat_map(|s| total(s, n)).collect::<Vec<_>>();
+        let raw = sums(&at(&args[2], 1, &sample), outputs);
+        let square_sum = sums(&at(&args[3], 1, &sample), 1);
         vec![
             check("raw", &raw, &want.raw, Tolerance::CalcDiff(1e-8)),
             check("square_sum", &square_sum, &want.square_sum, Tolerance::CalcDiff(1e-8)),
@@ -109,6 +107,8 @@ fn mix_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemError> {
     problem.work = problem.work.flops(flops);
     Ok(problem)
 }
+
+pub(super) const SMALL: MixConfig = MixConfig { bt: 16, bk: 32, stages: 2, threads: 128, tf32: true };
 
 /// The library's entry.
 pub const ENTRY: Entry<MixConfig> = Entry {
@@ -121,7 +121,8 @@ pub const ENTRY: Entry<MixConfig> = Entry {
         source: "V4 specification 2.1 step 1, 2.2; DeepGEMM tf32_hc_prenorm_gemm",
     },
     config: MixConfig { bt: 64, bk: 64, stages: 3, threads: 128, tf32: true },
-    small: MixConfig { bt: 16, bk: 32, stages: 2, threads: 128, tf32: false },
+    small: &[SMALL, MixConfig { tf32: false, ..SMALL }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMix::new(cfg)),
     problem: mix_problem,
 };

@@ -35,7 +35,13 @@ impl Slabs<'_> {
     /// Reciprocal root mean square of a token's state of `width` elements.
     #[track_caller]
     pub fn rstd(self, token: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
-        (ordered_sum(self.count(), |s| self.square_sum[(s, token)]) / width + eps).rsqrt()
+        (self.square_sum(token) / width + eps).rsqrt()
+    }
+
+    /// Sum of squares of a token's state.
+    #[track_caller]
+    pub fn square_sum(self, token: Idx) -> Expr<f32> {
+        ordered_sum(self.count(), |s| self.square_sum[(s, token)])
     }
 
     /// Output `o` of a token's projection.
@@ -117,7 +123,8 @@ pub const ENTRY: Entry<MixNormConfig> = Entry {
         source: "V4 specification 2.1 step 1, 2.2 (pre_norm_fn fwd_norm)",
     },
     config: MixNormConfig { bt: 32, threads: 128 },
-    small: MixNormConfig { bt: 8, threads: 32 },
+    small: &[MixNormConfig { bt: 8, threads: 32 }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMixNorm::new(cfg)),
     problem: norm_problem,
 };

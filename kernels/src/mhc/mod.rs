@@ -5,18 +5,32 @@
 //! [`mix`] projects it, [`mix_norm`] scales the projection, [`split`] makes `pre`, `post` and the logits of C, and
 //! [`sinkhorn`] makes C nearly doubly stochastic. Inference runs [`mix`], then [`pre_big_fuse`], then [`post`].
 //!
+//! Training keeps mixes and sub-layer outputs and recomputes the states ([`recompute`]); the `_backward` kernels add their
+//! gradients of the state into one bf16 buffer in the order post (which writes), apply, mix.
+//!
 //! All mixes are f32, states and sub-layer outputs bf16; sums are formed in f32 in an order that depends on neither the
 //! number of tokens nor the tile sizes along tokens, so that a token's bits do not depend on its batch.
 
 pub mod apply;
+pub mod apply_backward;
 pub mod expand;
+pub mod expand_backward;
 pub mod head;
 pub mod head_mix;
+pub mod head_mix_backward;
 pub mod mix;
+pub mod mix_backward;
 pub mod mix_norm;
+pub mod mix_norm_backward;
+pub mod norm_weight;
 pub mod post;
+pub mod post_backward;
+pub mod post_mix;
 pub mod pre_big_fuse;
 mod problem;
+pub mod recompute;
 pub mod sinkhorn;
+pub mod sinkhorn_backward;
 pub mod split;
+pub mod split_backward;
 mod token;

@@ -64,7 +64,8 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         source: "V4 specification 2.1 step 5, 2.2 (post)",
     },
     config: RowsConfig::DEFAULT,
-    small: RowsConfig::SMALL,
+    small: &[RowsConfig::SMALL],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcPost::new(cfg)),
     problem: post_problem,
 };

@@ -225,7 +225,8 @@ pub const ENTRY: Entry<FuseConfig> = Entry {
         source: "V4 specification 2.1, 2.2 (pre_big_fuse)",
     },
     config: FuseConfig::DEFAULT,
-    small: FuseConfig::SMALL,
+    small: &[FuseConfig::SMALL],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcPreBigFuse::new(cfg)),
     problem: fuse_problem,
 };
@@ -241,7 +242,8 @@ pub const NORM_ENTRY: Entry<FuseConfig> = Entry {
         source: "V4 specification 2.2 (further fusions)",
     },
     config: FuseConfig::DEFAULT,
-    small: FuseConfig::SMALL,
+    small: &[FuseConfig::SMALL],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcPreBigFuseNorm::new(cfg)),
     problem: fuse_norm_problem,
 };

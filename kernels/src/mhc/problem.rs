@@ -6,6 +6,7 @@ use crate::library::{
 };
 use crate::reference::metrics::{Tolerance, compare};
 use crate::reference::mhc::Mhc;
+use std::fmt;
 use zellige::runtime::DynTensor;
 use zellige::{Kernel, Tune, TuneValue};
 use zellige_ir::Const;
@@ -14,6 +15,8 @@ use zellige_ir::Const;
 pub(super) const EPS: f32 = 1e-6;
 /// V4's factor on `post`.
 pub(super) const POST_MULTIPLIER: f32 = 2.0;
+/// Parts that the cases split sums over tokens into.
+pub(super) const PARTS: usize = 16;
 /// Slabs that the cases split the projection's sum into.
 pub(super) const SLABS: usize = 16;
 
@@ -84,12 +87,19 @@ impl Shape {
     }
 }
 
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tokens={} n={} d={}", self.tokens, self.streams, self.dim)
+    }
+}
+
 /// An entry of the library for a kernel of one set of element types.
 pub struct Entry<C: 'static> {
     pub(super) info: Info,
     pub(super) config: C,
-    /// The config of the small cases: tiles small enough that several are needed.
-    pub(super) small: C,
+    /// The configs of the small cases: tiles small enough that several are needed.
+    pub(super) small: &'static [C],
+    pub(super) shapes: fn(Scale) -> Vec<Shape>,
     pub(super) kernel: fn(C) -> Box<dyn Kernel>,
     pub(super) problem: fn(Shape, C) -> Result<Problem, ProblemError>,
 }
@@ -108,13 +118,17 @@ impl<C: Tune + Copy> LibraryKernel for Entry<C> {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        let config = if scale == Scale::Small { self.small } else { self.config };
+        let configs = if scale == Scale::Small { self.small } else { &[self.config] };
         let problem = self.problem;
-        let case = |s: Shape| {
-            let name = format!("tokens={} n={} d={}", s.tokens, s.streams, s.dim);
-            Case::new(name, config, move |config| problem(s, config))
+        let case = |(s, config): (Shape, &C)| {
+            let mut name = s.to_string();
+            if configs.len() > 1 {
+                name.push_str(&format!(" {config:?}"));
+            }
+            Case::new(name, *config, move |config| problem(s, config))
         };
-        Shape::of(scale).into_iter().map(case).collect()
+        let pairs = (self.shapes)(scale).into_iter().flat_map(|s| configs.iter().map(move |c| (s, c)));
+        pairs.map(case).collect()
     }
 }
 
@@ -142,6 +156,12 @@ pub(super) fn at(value: &Value, axis: usize, places: &[usize]) -> Vec<f32> {
         t.to_f64_vec().expect("nobody writes the tensor now").into_iter().map(|v| v as f32).collect()
     };
     places.iter().flat_map(|&i| all(&tensor.select(axis, i).expect("the problem knows its shapes"))).collect()
+}
+
+/// Adds the parts of each column, f64: `parts` [P, columns].
+pub(super) fn total(parts: &[f32], columns: usize) -> Vec<f32> {
+    let column = |c: usize| parts.iter().skip(c).step_by(columns).map(|&v| f64::from(v)).sum::<f64>() as f32;
+    (0..columns).map(column).collect()
 }
 
 /// The given tokens of an argument whose first axis is tokens.

@@ -65,7 +65,8 @@ pub const ENTRY: Entry<SinkhornConfig> = Entry {
         source: "V4 specification 2.1 step 3, appendix d 3",
     },
     config: SinkhornConfig { bt: 64, threads: 64, rounds: 20 },
-    small: SinkhornConfig { bt: 8, threads: 32, rounds: 20 },
+    small: &[SinkhornConfig { bt: 8, threads: 32, rounds: 20 }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcSinkhorn::new(cfg)),
     problem: sinkhorn_problem,
 };

@@ -84,7 +84,8 @@ pub const ENTRY: Entry<SplitConfig> = Entry {
         source: "V4 specification 2.1 step 2, 2.2 (pre_split_mixes)",
     },
     config: SplitConfig { bt: 32, threads: 128 },
-    small: SplitConfig { bt: 8, threads: 32 },
+    small: &[SplitConfig { bt: 8, threads: 32 }],
+    shapes: Shape::of,
     kernel: |cfg| Box::new(MhcSplit::new(cfg)),
     problem: split_problem,
 };

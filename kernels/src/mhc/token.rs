@@ -52,6 +52,46 @@ impl Affine {
     pub fn post(self, mix: Expr<f32>, multiplier: Expr<f32>) -> Expr<f32> {
         multiplier * self.of(mix).sigmoid()
     }
+
+    /// Derivative of `sigmoid(s m + b)` by its argument.
+    #[track_caller]
+    pub fn slope(self, mix: Expr<f32>) -> Expr<f32> {
+        let y = self.of(mix).sigmoid();
+        y * (1.0 - y)
+    }
+}
+
+/// Inner products of rows of one token, lane by lane until [`sum`](Dots::sum).
+#[derive(Clone, Copy)]
+pub(super) struct Dots {
+    /// [products, lanes].
+    lanes: Fragment<f32, 2>,
+    sums: Shared<f32, 1>,
+}
+
+impl Dots {
+    #[track_caller]
+    pub fn new(t: T, products: usize, lanes: usize) -> Dots {
+        Dots { lanes: t.fragment([products, lanes]), sums: t.shared([products]) }
+    }
+
+    #[track_caller]
+    pub fn clear(self, t: T) {
+        t.clear(self.lanes);
+    }
+
+    /// Adds `x y` to product `q` in lane `c`.
+    #[track_caller]
+    pub fn add(self, q: usize, c: Idx, x: Expr<f32>, y: Expr<f32>) {
+        self.lanes.store((q, c), x.mul_add(y, self.lanes[(q, c)]));
+    }
+
+    /// The products.
+    #[track_caller]
+    pub fn sum(self, t: T) -> Shared<f32, 1> {
+        t.reduce_sum(self.lanes, self.sums, 1);
+        self.sums
+    }
 }
 
 /// Which index of a matrix runs along a line.
@@ -107,6 +147,28 @@ impl Matrix {
     pub fn normalized(&self, axis: Axis, eps: Expr<f32>) -> Matrix {
         let sums: Vec<_> = self.sums(axis).into_iter().map(|s| s + eps).collect();
         self.zip_lines(axis, &sums, |c, sum| c / sum)
+    }
+
+    /// The gradient before a step `y = x.normalized(axis, eps)` from the gradient after it:
+    /// `(dy - sum dy y) / (sum x + eps)` along each line.
+    #[track_caller]
+    pub fn normalized_backward(&self, x: &Matrix, y: &Matrix, axis: Axis, eps: Expr<f32>) -> Matrix {
+        let sums: Vec<_> = x.sums(axis).into_iter().map(|s| s + eps).collect();
+        let dots = self.times(y).sums(axis);
+        self.zip_lines(axis, &dots, |d, dot| d - dot).zip_lines(axis, &sums, |d, sum| d / sum)
+    }
+
+    /// The gradient before `y = x.softmax()` from the gradient after it.
+    #[track_caller]
+    pub fn softmax_backward(&self, y: &Matrix) -> Matrix {
+        let dots = self.times(y).sums(Axis::Row);
+        self.zip_lines(Axis::Row, &dots, |d, dot| d - dot).times(y)
+    }
+
+    /// Cell by cell.
+    #[track_caller]
+    fn times(&self, y: &Matrix) -> Matrix {
+        Matrix::from_fn(self.n, |j, k| self.at(j, k) * y.at(j, k))
     }
 
     /// Softmax along the rows.

@@ -1,0 +1,85 @@
+//! The gradients of mixing the streams into a sub-layer's input.
+
+use super::apply::RowsConfig;
+use super::problem::{BF16, Entry, Shape, check, problem, tokens};
+use super::token::Dots;
+use crate::inputs::{Inputs, output};
+use crate::library::{Family, Info, Problem, ProblemError, Value};
+use crate::reference::metrics::Tolerance;
+use zellige::prelude::*;
+use zellige_ir::DType;
+
+/// `dX_j += pre_j du`, added in f32 onto the bf16 buffer and rounded once, and `dpre_j = <du, X_j>`. `bd` is the number of
+/// columns whose products are summed side by side.
+#[kernel(static_dims(n, d))]
+pub fn mhc_apply_backward(
+    t: T,
+    #[dims(tokens, n, d)] x: &Tensor<bf16, 3>,
+    #[dims(tokens, n)] pre: &Tensor<f32, 2>,
+    #[dims(tokens, d)] du: &Tensor<bf16, 2>,
+    #[dims(tokens, n, d)] dx: &mut Tensor<bf16, 3>,
+    #[dims(tokens, n)] dpre: &mut Tensor<f32, 2>,
+    #[comptime] cfg: RowsConfig,
+) {
+    let (n, d) = (x.static_dim(1), x.static_dim(2));
+    let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
+    let dots = Dots::new(t, n, cfg.bd);
+    for i in t.serial(cfg.bt) {
+        let token = b * cfg.bt + i;
+        let pre: Vec<_> = (0..n).map(|j| pre[(token, j)]).collect();
+        dots.clear(t);
+        for chunk in t.serial(d.div_ceil(cfg.bd)) {
+            for c in t.parallel(cfg.bd) {
+                let at = chunk * cfg.bd + c;
+                let g = du[(token, at)].cast::<f32>();
+                for j in 0..n {
+                    dx[(token, j, at)] = pre[j].mul_add(g, dx[(token, j, at)].cast::<f32>()).cast();
+                    dots.add(j, c, g, x[(token, j, at)].cast());
+                }
+            }
+        }
+        let sums = dots.sum(t);
+        for j in t.parallel(n) {
+            dpre[(token, j)] = sums[j];
+        }
+    }
+}
+
+fn apply_backward_problem(s: Shape, cfg: RowsConfig) -> Result<Problem, ProblemError> {
+    let (n, d) = (s.streams, s.dim);
+    let mut inputs = Inputs::new(20);
+    let before = inputs.normal(DType::BF16, &[s.tokens, n, d], 1.0)?;
+    let args = vec![
+        Value::Tensor(inputs.normal(DType::BF16, &[s.tokens, n, d], 1.0)?),
+        Value::Tensor(inputs.uniform(DType::F32, &[s.tokens, n], 0.0, 1.0)?),
+        Value::Tensor(inputs.normal(DType::BF16, &[s.tokens, d], 1.0)?),
+        Value::Tensor(before.to_owned_tensor()?),
+        Value::Tensor(output(DType::F32, &[s.tokens, n])?),
+    ];
+    let before = Value::Tensor(before);
+    Ok(problem(MhcApplyBackward::new(cfg), args, move |args| {
+        let sample = s.sample();
+        let [x, pre, du, dx, dpre] = [0, 1, 2, 3, 4].map(|i| tokens(&args[i], &sample));
+        let (add, want) = s.mhc().apply_backward(&x, &pre, &du);
+        let after: Vec<f32> = tokens(&before, &sample).iter().zip(&add).map(|(x, dx)| x + dx).collect();
+        let tolerance = Tolerance::AbsPlusRel { abs: 1e-2, rel: 1e-3 };
+        vec![check("dx", &dx, &after, BF16), check("dpre", &dpre, &want, tolerance)]
+    }))
+}
+
+/// The library's entry.
+pub const ENTRY: Entry<RowsConfig> = Entry {
+    info: Info {
+        name: "mhc_apply_backward",
+        family: Family::Mhc,
+        summary: "gradients of the streams (added) and of pre",
+        equation: "dX[t,j,c] = bf16(dX[t,j,c] + pre[t,j] du[t,c]);  dpre[t,j] = sum_c du[t,c] X[t,j,c]",
+        tolerance: "dX half a step of bf16; dpre abs 1e-2 + rel 1e-3",
+        source: "V4 specification 2.2 (pre_apply_mix bwd), 2.3",
+    },
+    config: RowsConfig { bt: 1, bd: 512, threads: 128 },
+    small: &[RowsConfig::SMALL],
+    shapes: Shape::of,
+    kernel: |cfg| Box::new(MhcApplyBackward::new(cfg)),
+    problem: apply_backward_problem,
+};
