@@ -96,7 +96,7 @@ impl CastConfig {
     }
 
     /// Extents of a tile, and over how many of them a scale factor stretches.
-    fn tile(&self, cols: usize) -> ([usize; 2], usize) {
+    pub fn tile(&self, cols: usize) -> ([usize; 2], usize) {
         let group = self.group(cols);
         match self.sharing() {
             Sharing::Row if group > self.bn => ([self.bm, self.bn], group.div_ceil(self.bn)),
@@ -107,18 +107,19 @@ impl CastConfig {
     }
 }
 
-/// Groups of columns that a block handles; four, so that it has whole words of packed exponents.
-const STEPS: usize = 4;
+/// Groups of columns that a block handles, at most; four, so that it has whole words of packed exponents.
+pub const STEPS: usize = 4;
 
 /// Casts an `m` x `cols` matrix that `load` reads tile by tile, in f32, from a row and column on. `store` writes the scaled
-/// elements of a tile.
+/// elements of a tile. `floor` is the smallest amax. Declares the grid.
 #[tile]
-fn cast_tiles<Q: Code, S: Element>(
+pub fn cast_tiles<Q: Code, S: Element>(
     t: T,
     (m, cols): (Idx, usize),
     load: impl Fn(Idx, Idx, Fragment<f32, 2>),
     store: impl Fn(Idx, Idx, Fragment<f32, 2>),
     sf: &Tensor<S, 2>,
+    floor: Expr<f32>,
     cfg: CastConfig,
 ) {
     let ([rows, width], pieces) = cfg.tile(cols);
@@ -141,7 +142,7 @@ fn cast_tiles<Q: Code, S: Element>(
                 load(row, col + piece * width, x);
                 amax.absmax_into(t, x);
             }
-            scales::<Q>(t, amax, lit(Q::AMAX_FLOOR), cfg.scaling())
+            scales::<Q>(t, amax, floor, cfg.scaling())
         };
         match (cfg.mode, cfg.layout) {
             (CastMode::GivenScales, _) => {}
@@ -178,7 +179,7 @@ pub fn quant_cast<X: Element, Q: Code, S: Element>(
 ) {
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(x.at((row, col)), tile);
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile, codes.at((row, col)));
-    cast_tiles::<Q, S>(t, (x.dim(0), x.static_dim(1)), load, store, sf, cfg);
+    cast_tiles::<Q, S>(t, (x.dim(0), x.static_dim(1)), load, store, sf, lit(Q::AMAX_FLOOR), cfg);
 }
 
 /// Casts `x` [m, k] to `codes` [k, m], transposed, with scale factors `sf` of the untransposed matrix.
@@ -194,7 +195,7 @@ pub fn quant_cast_transposed<X: Element, Q: Code, S: Element>(
 ) {
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(x.at((row, col)), tile);
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile.t(), codes.at((col, row)));
-    cast_tiles::<Q, S>(t, (x.dim(0), x.static_dim(1)), load, store, sf, cfg);
+    cast_tiles::<Q, S>(t, (x.dim(0), x.static_dim(1)), load, store, sf, lit(Q::AMAX_FLOOR), cfg);
 }
 
 /// Casts rows of `x` [tokens, k] to `codes` [m, k]. With `cfg.gathered` row `p` is row `pos_to_token[p]` of `x`, zeros where
@@ -215,13 +216,16 @@ pub fn requant_cast<X: Element, Q: Code, S: Element>(
     let cols = x.static_dim(1);
     let ([rows, width], _) = cfg.tile(cols);
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| {
-        let source = t.shared::<i32, 1>([rows]);
+        let (source, factor) = (t.shared::<i32, 1>([rows]), t.shared::<f32, 1>([rows]));
+        // Where a row of the tile lies in one group of the input, its factor is read once.
+        let per_row = cfg.input_group > 0 && cfg.input_group.is_multiple_of(width);
         for i in t.parallel(rows) {
-            source[i] = if cfg.gathered {
-                select(row + i < codes.dim(0), pos_to_token[row + i], -1)
-            } else {
-                (row + i).cast::<i32>()
-            };
+            let p = row + i;
+            let token = if cfg.gathered { select(p < codes.dim(0), pos_to_token[p], -1) } else { p.cast::<i32>() };
+            source[i] = token;
+            if per_row {
+                factor[i] = input_sf[(token.to_index(), col / cfg.input_group)];
+            }
         }
         let raw = t.shared::<X, 2>([rows, width]);
         t.gather(x.at((0, col)), source, raw);
@@ -229,12 +233,11 @@ pub fn requant_cast<X: Element, Q: Code, S: Element>(
             let v = raw[(i, j)].cast::<f32>();
             tile[(i, j)] = match cfg.input_group {
                 0 => v,
-                // The group is the same along a row of the tile.
-                group if group.is_multiple_of(width) => v * input_sf[(source[i].to_index(), col / group)],
+                _ if per_row => v * factor[i],
                 group => v * input_sf[(source[i].to_index(), (col + j) / group)],
             };
         }
     };
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile, codes.at((row, col)));
-    cast_tiles::<Q, S>(t, (codes.dim(0), cols), load, store, sf, cfg);
+    cast_tiles::<Q, S>(t, (codes.dim(0), cols), load, store, sf, lit(Q::AMAX_FLOOR), cfg);
 }
