@@ -16,11 +16,9 @@ fn pipeline(stages: u32, wait: &str, barrier: &str, reuse: &str) -> String {
 
 /// The same with `ahead` copies in flight.
 fn pipeline_ahead(stages: u32, ahead: u32, wait: &str, barrier: &str, reuse: &str) -> String {
-    let mut code = format!(
-        ".reg .b32 %r<24>; .reg .b64 %rd<12>; .reg .pred %p<4>;
+    let mut code = ".reg .b32 %r<24>; .reg .b64 %rd<12>; .reg .pred %p<4>;
          ld.param.u64 %rd0, [in]; ld.param.u64 %rd1, [out]; mov.u32 %r0, %tid.x; mov.u32 %r1, dyn; shl.b32 %r2, %r0, 4; add.u32 %r3, %r1, %r2;
-         mul.wide.u32 %rd2, %r0, 16; add.s64 %rd3, %rd0, %rd2; add.s64 %rd4, %rd1, %rd2; xor.b32 %r4, %r2, 512; add.u32 %r5, %r1, %r4;\n"
-    );
+         mul.wide.u32 %rd2, %r0, 16; add.s64 %rd3, %rd0, %rd2; add.s64 %rd4, %rd1, %rd2; xor.b32 %r4, %r2, 512; add.u32 %r5, %r1, %r4;\n".to_string();
     let tile = THREADS * 16;
     for s in 0..ahead {
         code +=

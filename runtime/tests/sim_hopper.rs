@@ -159,16 +159,16 @@ fn tensor_copies_swizzle_and_fill() {
             for row in 0..16usize {
                 for b in 0..row_bytes {
                     let (x, y) = (coords[0] + (b / 2) as i32, coords[1] + row as i32);
-                    let want = if x >= 0 && x < 100 && y >= 0 && y < 20 {
+                    let want = if (0..100).contains(&x) && (0..20).contains(&y) {
                         ((y as u64 * 208 + x as u64 * 2 + b as u64 % 2) % 251) as u8
                     } else {
                         0
                     };
                     let chunk = match swizzle {
                         Swizzle::None => b / 16,
-                        Swizzle::B32 => b / 16 ^ (row >> 2 & 1),
-                        Swizzle::B64 => b / 16 ^ (row >> 1 & 3),
-                        Swizzle::B128 => b / 16 ^ (row & 7),
+                        Swizzle::B32 => (b / 16) ^ (row >> 2 & 1),
+                        Swizzle::B64 => (b / 16) ^ (row >> 1 & 3),
+                        Swizzle::B128 => (b / 16) ^ (row & 7),
                     };
                     assert_eq!(
                         out[row * row_bytes + chunk * 16 + b % 16],
@@ -245,7 +245,7 @@ fn generic_writes_need_a_proxy_fence_before_a_tensor_store() {
     assert!(out[..384].iter().all(|b| *b == 0xEE));
     for row in 0..2usize {
         for c in 0..64usize {
-            let thread = row * 8 + (c / 16 ^ row);
+            let thread = row * 8 + ((c / 16) ^ row);
             assert_eq!(out[(6 + row) * 64 + c], if c % 4 == 0 { thread as u8 } else { 0 });
         }
     }

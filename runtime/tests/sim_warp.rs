@@ -71,7 +71,8 @@ fn early_return_leaves_the_others_running() {
 
 #[test]
 fn shuffles() {
-    let cases: [(&str, fn(u32) -> u32); 6] = [
+    type Case = (&'static str, fn(u32) -> u32);
+    let cases: [Case; 6] = [
         ("shfl.sync.bfly.b32 %r9, %r0, 3, 31, -1;", |t| t ^ 3),
         ("shfl.sync.idx.b32 %r9, %r0, 5, 31, -1;", |_| 5),
         ("shfl.sync.up.b32 %r9, %r0, 4, 0, -1;", |t| if t < 4 { t } else { t - 4 }),

@@ -135,10 +135,10 @@ fn check(k: &Kernel, d: &LaunchDims, params: &[u8], options: &SimOptions) -> Res
     if threads > 1024 || d.block[2] > 64 {
         return fail(format!("block {:?} has {threads} threads: at most 1024, z at most 64", d.block));
     }
-    if let Some(r) = k.required_threads {
-        if r != d.block {
-            return fail(format!("block {:?}, but the kernel requires .reqntid {r:?}", d.block));
-        }
+    if let Some(r) = k.required_threads
+        && r != d.block
+    {
+        return fail(format!("block {:?}, but the kernel requires .reqntid {r:?}", d.block));
     }
     if let Some(m) = k.max_threads {
         let most: u64 = m.iter().map(|v| u64::from(*v)).product();
@@ -146,10 +146,10 @@ fn check(k: &Kernel, d: &LaunchDims, params: &[u8], options: &SimOptions) -> Res
             return fail(format!("{threads} threads, but the kernel allows .maxntid {most}"));
         }
     }
-    if let Some(r) = k.required_cluster {
-        if r != d.cluster {
-            return fail(format!("cluster {:?}, but the kernel requires .reqnctapercluster {r:?}", d.cluster));
-        }
+    if let Some(r) = k.required_cluster
+        && r != d.cluster
+    {
+        return fail(format!("cluster {:?}, but the kernel requires .reqnctapercluster {r:?}", d.cluster));
     }
     let blocks: u64 = d.cluster.iter().map(|c| u64::from(*c)).product();
     if blocks > 16 {

@@ -4,6 +4,22 @@
 //! out-of-bounds, misaligned and uninitialised accesses, data races by happens-before, missing waits and proxy fences,
 //! deadlocks, bank conflicts and uncoalesced accesses. Depends on no other module of the runtime.
 //!
+//! # What it assumes
+//! - Blocks (clusters) run one after another in grid order, or in parallel when neither checks nor global atomics forbid it.
+//!   A kernel whose block waits for a later one runs out of budget here.
+//! - The warps of a block take turns at waits; [`SimOptions::shuffle`] interleaves them at random instead. Lanes of a warp
+//!   run in lockstep and meet again at the immediate post-dominator of a branch.
+//! - Asynchronous copies move their data at issue (bulk) or when waited for (`cp.async`); the race check, not the timing,
+//!   finds missing waits. Bulk copies, `wgmma` and their proxy fences follow the ISA's memory model: a proxy fence counts
+//!   wherever it stands on the path from the write to the asynchronous access.
+//! - In shared memory, order comes from `bar`, `barrier.cluster`, `bar.warp.sync`, mbarriers and waits for asynchronous
+//!   operations. Flags in shared memory polled with volatile or atomic accesses order nothing, and shuffles and votes do not
+//!   order memory, as the ISA says. Races between threads of one block in *global* memory are not looked for.
+//! - Approximate instructions return the correctly rounded result or one within an ulp of it. Matrix products add exact
+//!   products in f32 by ascending k. Division of integers by zero gives all ones.
+//! - An instruction or modifier that is not simulated is refused when the module is loaded, never skipped.
+//!
+//! # Example
 //! ```
 //! use zellige_runtime::sim::{LaunchDims, Memory, Module, SimOptions, launch};
 //! let ptx = "

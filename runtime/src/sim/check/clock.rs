@@ -117,10 +117,10 @@ impl Agent {
     /// The lanes of `mask` publish what they did and know into `to`. `full` says that they are the whole warp.
     pub fn release(&mut self, mask: u32, full: bool, to: &mut Knowledge) {
         to.join(&self.known);
-        if let Some((lanes, k)) = &self.partial {
-            if lanes & mask != 0 {
-                to.join(k);
-            }
+        if let Some((lanes, k)) = &self.partial
+            && lanes & mask != 0
+        {
+            to.join(k);
         }
         if full {
             to.order.raise(self.id, self.epoch);
@@ -159,11 +159,11 @@ impl Agent {
     pub fn proxy_fence(&mut self, mask: u32, full: bool) {
         let order = self.known.order.clone();
         self.known.proxy.join(&order);
-        if let Some((lanes, k)) = &mut self.partial {
-            if *lanes & mask != 0 {
-                let order = k.order.clone();
-                k.proxy.join(&order);
-            }
+        if let Some((lanes, k)) = &mut self.partial
+            && *lanes & mask != 0
+        {
+            let order = k.order.clone();
+            k.proxy.join(&order);
         }
         if full {
             self.known.proxy.raise(self.id, self.epoch);

@@ -146,7 +146,7 @@ impl Shadow {
             let Some(cell) = self.cells.get_mut(word as usize) else {
                 return found;
             };
-            let whole = p % 4 == 0 && next - p == 4;
+            let whole = p.is_multiple_of(4) && next - p == 4;
             if whole && cell.write.flags & SPLIT == 0 {
                 found = f(cell, &mut self.spilled, word * 4, who).or(found);
             } else {

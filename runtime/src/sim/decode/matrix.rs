@@ -121,11 +121,11 @@ impl Builder<'_> {
             if items.len() != want as usize {
                 return Err(self.invalid(i, format!("operand {} needs {want} registers, has {}", at + 1, items.len())));
             }
-            for o in items.to_vec() {
+            for o in items {
                 slots.push(if at == 0 {
-                    self.destination(i, &o, Class::W32)?
+                    self.destination(i, o, Class::W32)?
                 } else {
-                    self.source(i, &o, Class::W32, None)?
+                    self.source(i, o, Class::W32, None)?
                 });
             }
         }

@@ -15,6 +15,7 @@ pub mod op;
 pub mod slots;
 mod special;
 mod sync;
+mod types;
 
 use std::collections::HashMap;
 

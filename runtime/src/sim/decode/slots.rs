@@ -582,3 +582,49 @@ fn intervals(code: &[Inst], uses: &[Vec<usize>], defs: &[Vec<usize>], total: usi
     debug_assert!(live_in.first().is_none_or(|l| (0..total).all(|id| !l.get(id) || first[id] == 0)));
     (first, last)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::sim::Module;
+
+    fn slots(body: &str) -> [u32; 3] {
+        let text = format!(
+            ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .b32 %r<2000>; .reg .b64 %rd<4>; .reg .pred %q<9>;\n{body}\nret; }}"
+        );
+        Module::parse(&text).unwrap_or_else(|e| panic!("{e}")).kernels()[0].slots
+    }
+
+    #[test]
+    fn a_chain_of_temporaries_needs_few_slots() {
+        let chain: String = (0..1000).map(|k| format!("add.u32 %r{}, %r{k}, 1;", k + 1)).collect();
+        let [_, w32, _] =
+            slots(&format!("mov.u32 %r0, 1; {chain} ld.param.u64 %rd0, [p]; st.global.u32 [%rd0], %r1000;"));
+        assert!(w32 <= 4, "{w32}");
+    }
+
+    #[test]
+    fn values_that_live_together_stay_apart() {
+        let load: String = (0..100).map(|k| format!("mov.u32 %r{k}, {k};")).collect();
+        let add: String = (0..100).map(|k| format!("add.u32 %r200, %r200, %r{k};")).collect();
+        let [_, w32, _] =
+            slots(&format!("mov.u32 %r200, 0; {load} {add} ld.param.u64 %rd0, [p]; st.global.u32 [%rd0], %r200;"));
+        assert!(w32 >= 101, "{w32}");
+    }
+
+    #[test]
+    fn values_carried_around_a_loop_keep_their_slot() {
+        // %r1 is set before the loop and read at its top only: temporaries inside must not take its place.
+        let body = "mov.u32 %r1, 5; mov.u32 %r2, 0; L: add.u32 %r2, %r2, %r1; mov.u32 %r3, 7; add.u32 %r4, %r3, %r2; setp.lt.u32 %q0, %r4, 99; @%q0 bra L;
+            ld.param.u64 %rd0, [p]; st.global.u32 [%rd0], %r2;";
+        let text = format!(
+            ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %rd<4>; .reg .pred %q<9>;\n{body}\nret; }}"
+        );
+        let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        let mut m = crate::sim::Memory::new();
+        let p = m.alloc("p", 4);
+        let dims = crate::sim::LaunchDims::linear(1, 1);
+        crate::sim::launch(&module, "k", dims, &p.to_le_bytes(), &mut m, &crate::sim::SimOptions::default())
+            .expect("launches");
+        assert_eq!(m.read(p, 4).expect("read"), 95u32.to_le_bytes());
+    }
+}

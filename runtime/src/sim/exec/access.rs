@@ -346,7 +346,7 @@ impl Cluster<'_> {
             });
             return None;
         }
-        if address % u64::from(bytes) != 0 {
+        if !address.is_multiple_of(u64::from(bytes)) {
             self.misaligned(warp, lane, address, bytes, "local memory".into());
             return None;
         }

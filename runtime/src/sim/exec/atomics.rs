@@ -33,7 +33,7 @@ impl Cluster<'_> {
                 let b = read(warp, pool[list + k], l);
                 let new = if op == AtomOp::Cas { read(warp, pool[list + 1], l) } else { 0 };
                 let address = addrs[l] + k as u64 * u64::from(bytes);
-                let old = self.atomic_one(warp, l, space, address, (op, ty, sem), b, new);
+                let old = self.atomic_one(warp, l, space, address, (op, ty, sem), (b, new));
                 if ret {
                     let slot = pool[i.e as usize + k] as usize;
                     if wide {
@@ -54,8 +54,7 @@ impl Cluster<'_> {
         space: Space,
         address: u64,
         (op, ty, sem): (AtomOp, AtomTy, AtomSem),
-        b: u64,
-        new: u64,
+        (b, new): (u64, u64),
     ) -> u64 {
         let bytes = u32::from(ty.bytes());
         let (space, address) = if space == Space::Generic { Self::resolve(address) } else { (space, address) };

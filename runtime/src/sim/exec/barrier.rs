@@ -32,7 +32,7 @@ impl Cluster<'_> {
             });
             return Pass::Go;
         }
-        if count % 32 != 0 {
+        if !count.is_multiple_of(32) {
             self.fatal(warp, lane, FaultKind::BarrierMisuse, || {
                 format!("thread count {count} is not a multiple of 32")
             });
@@ -135,10 +135,11 @@ impl Cluster<'_> {
         let live = self.blocks[warp.block].live_warps;
         for id in 0..16 {
             let bar = &mut self.blocks[warp.block].named[id];
-            if bar.expected == u32::MAX && bar.arrived > 0 {
-                if let Some(done) = bar.complete(live) {
-                    self.release(warp, me, usize::MAX, done);
-                }
+            if bar.expected == u32::MAX
+                && bar.arrived > 0
+                && let Some(done) = bar.complete(live)
+            {
+                self.release(warp, me, usize::MAX, done);
             }
         }
         self.complete_cluster_barrier();

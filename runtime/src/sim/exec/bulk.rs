@@ -78,7 +78,7 @@ impl Cluster<'_> {
         o: &Operands,
     ) -> Option<(Vec<Piece>, Option<TensorMap>)> {
         if op.dims == 0 {
-            if o.size % 16 != 0 || o.shared % 16 != 0 || o.other % 16 != 0 {
+            if !o.size.is_multiple_of(16) || !o.shared.is_multiple_of(16) || !o.other.is_multiple_of(16) {
                 let message = format!("size {} and addresses of a bulk copy must be multiples of 16", o.size);
                 self.bad(warp, lane, o.other, message);
                 return None;
@@ -93,7 +93,7 @@ impl Cluster<'_> {
         let map = self.tensor_map(warp, lane, o.other, op.dims)?;
         let atom = map.swizzle.atom();
         let align = if atom == 16 { 128 } else { (8 * atom).max(128) };
-        if o.shared % u64::from(align) != 0 {
+        if !o.shared.is_multiple_of(u64::from(align)) {
             let message = format!("shared address {:#x} of a box must be {align}-byte aligned", o.shared);
             self.bad(warp, lane, o.shared, message);
             return None;
@@ -102,7 +102,7 @@ impl Cluster<'_> {
     }
 
     fn tensor_map(&mut self, warp: &mut Warp, lane: usize, address: u64, dims: u8) -> Option<TensorMap> {
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             self.bad(warp, lane, address, "a tensor map must be 64-byte aligned".into());
             return None;
         }
@@ -254,7 +254,7 @@ impl Cluster<'_> {
 
     /// Own shared memory to another block's, completing on an mbarrier there.
     fn bulk_to_block(&mut self, warp: &mut Warp, lane: usize, o: &Operands) {
-        if o.size % 16 != 0 || o.shared % 16 != 0 || o.other % 16 != 0 {
+        if !o.size.is_multiple_of(16) || !o.shared.is_multiple_of(16) || !o.other.is_multiple_of(16) {
             let message = format!("size {} and addresses of a bulk copy must be multiples of 16", o.size);
             self.bad(warp, lane, o.other, message);
             return;
@@ -353,8 +353,8 @@ fn tensor_pieces(map: &TensorMap, shared: u32, coords: &[i32; 5]) -> Vec<Piece> 
         let mut rest = row;
         let mut global = map.address as i64;
         let mut inside = true;
-        for d in 1..rank {
-            let c = i64::from(coords[d]) + i64::from(rest % map.tile[d]);
+        for (d, coord) in coords.iter().enumerate().take(rank).skip(1) {
+            let c = i64::from(*coord) + i64::from(rest % map.tile[d]);
             rest /= map.tile[d];
             inside &= c >= 0 && (c as u64) < map.size[d];
             global += c * map.stride[d - 1] as i64;

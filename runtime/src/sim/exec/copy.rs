@@ -96,7 +96,7 @@ impl Cluster<'_> {
         let mut data = 0;
         let mut at = 0;
         while at < size {
-            let step = if size - at >= 4 && from % 4 == 0 { 4 } else { 1 };
+            let step = if size - at >= 4 && from.is_multiple_of(4) { 4 } else { 1 };
             let v = self.load_one(warp, lane, Space::Global, from + u64::from(at), step, How::PLAIN);
             data |= v << (8 * at);
             at += step;

@@ -250,10 +250,11 @@ impl Cluster<'_> {
                 blocked = Some(WaitOn::Mbarrier { block: p.block, offset: p.at });
             }
         }
-        if let Some(on) = blocked {
-            if wait && !warp.splits[split].timed_out {
-                return Pass::Wait(on);
-            }
+        if let Some(on) = blocked
+            && wait
+            && !warp.splits[split].timed_out
+        {
+            return Pass::Wait(on);
         }
         warp.splits[split].timed_out = false;
         warp.regs.put_pred(i.d, passed, active);

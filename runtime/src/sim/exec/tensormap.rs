@@ -195,7 +195,7 @@ impl TensorMap {
                 self.tile.len()
             ));
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return Err(format!("global address {:#x} is not 16-byte aligned", self.address));
         }
         if let Some(s) = self.stride.iter().find(|s| **s % 16 != 0 || **s >= 1 << 40) {
@@ -208,7 +208,7 @@ impl TensorMap {
             return Err(format!("box size {t} is not in 1 to 256"));
         }
         let inner = self.tile[0] * self.elem.bytes();
-        if inner % 16 != 0 {
+        if !inner.is_multiple_of(16) {
             return Err(format!("inner box of {inner} bytes is not a multiple of 16"));
         }
         if self.swizzle != Swizzle::None && inner != self.swizzle.atom() {

@@ -130,7 +130,7 @@ impl Allocation {
         let mut k = 0;
         while k < data.len() {
             let p = at + k as u64;
-            if p % 4 == 0 && data.len() - k >= 4 {
+            if p.is_multiple_of(4) && data.len() - k >= 4 {
                 self.store(p, 4, u128::from(u32::from_le_bytes([data[k], data[k + 1], data[k + 2], data[k + 3]])));
                 k += 4;
             } else {
@@ -144,7 +144,7 @@ impl Allocation {
         let mut k = 0;
         while k < out.len() {
             let p = at + k as u64;
-            if p % 4 == 0 && out.len() - k >= 4 {
+            if p.is_multiple_of(4) && out.len() - k >= 4 {
                 out[k..k + 4].copy_from_slice(&(self.load(p, 4) as u32).to_le_bytes());
                 k += 4;
             } else {
