@@ -182,7 +182,8 @@ fn sixty_four_bit_integers() {
     let v = |lo: u32, hi: u32| u64::from(hi) << 32 | u64::from(lo);
     let fold = "mov.b64 {%t1, %t2}, %l2; xor.b32 %d, %t1, %t2;";
     let folded = |x: u64| (x >> 32) as u32 ^ x as u32;
-    let cases: Vec<(&str, Box<dyn Fn(u64, u64) -> u64>)> = vec![
+    type Case = (&'static str, Box<dyn Fn(u64, u64) -> u64>);
+    let cases: Vec<Case> = vec![
         ("add.s64 %l2, %l0, %l1;", Box::new(|a, b| a.wrapping_add(b))),
         ("mul.lo.u64 %l2, %l0, %l1;", Box::new(|a, b| a.wrapping_mul(b))),
         ("mul.hi.u64 %l2, %l0, %l1;", Box::new(|a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64)),
@@ -280,7 +281,8 @@ fn minimum_and_maximum_treat_nan_as_the_isa_says() {
 #[test]
 fn approximations_stay_within_their_documented_error() {
     // Relative bounds from the ISA manual; lg2 and tanh as relative to the result's size.
-    let cases: [(&str, fn(f64) -> f64, f64); 7] = [
+    type Case = (&'static str, fn(f64) -> f64, f64);
+    let cases: [Case; 7] = [
         ("ex2.approx.f32", f64::exp2, 2.5e-7),
         ("rcp.approx.f32", |x| 1.0 / x, 1.2e-7),
         ("sqrt.approx.f32", f64::sqrt, 2.5e-7),
@@ -411,7 +413,8 @@ fn comparisons_and_selection() {
 
 #[test]
 fn double_precision() {
-    let ops: [(&str, fn(f64, f64) -> f64); 4] = [
+    type Case = (&'static str, fn(f64, f64) -> f64);
+    let ops: [Case; 4] = [
         ("add.rn.f64 %l2, %l0, %l1;", |a, b| a + b),
         ("mul.rn.f64 %l2, %l0, %l1;", |a, b| a * b),
         ("div.rn.f64 %l2, %l0, %l1;", |a, b| a / b),

@@ -13,7 +13,7 @@ use super::state::{Block, Cluster, Warp};
 use crate::sim::check::clock::Knowledge;
 use crate::sim::decode::SHARED_BASE;
 use crate::sim::decode::op::{Inst, MatTy, Op, WgmmaOp};
-use crate::sim::decode::slots::wgmma_acc_regs;
+use crate::sim::decode::roles::wgmma_acc_regs;
 use crate::sim::fault::FaultKind;
 
 /// A register's part in unfinished products.
