@@ -36,3 +36,8 @@ fn the_interpreter_agrees_with_the_references() {
 fn the_cpu_agrees_with_the_references() {
     check(&Device::cpu());
 }
+
+#[test]
+fn the_simulated_gpu_agrees_with_the_references() {
+    check(&Device::sim());
+}

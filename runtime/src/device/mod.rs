@@ -4,7 +4,10 @@
 //! one kind of device is behind [`Backend`] and [`Executable`].
 
 mod cpu;
+mod cuda;
 mod interp;
+mod ptx_args;
+mod sim;
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
 use crate::tensor::Hold;
@@ -20,6 +23,11 @@ use zellige_ir::{Const, Dim, EntityId, Func};
 pub(crate) trait Backend: Send + Sync {
     /// What the user calls the device.
     fn name(&self) -> String;
+
+    /// Do other programs take part of the device's time?
+    fn is_shared(&self) -> bool {
+        true
+    }
 
     /// Compiles a verified kernel, or loads it from the cache.
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String>;
@@ -155,15 +163,45 @@ impl Device {
         INTERP.get_or_init(|| Device::new(Box::new(interp::Interp))).clone()
     }
 
-    /// The device called `name`.
+    /// The simulated GPU: runs the PTX that a GPU would get, and reports races, bad accesses and deadlocks.
+    pub fn sim() -> Device {
+        static SIM: OnceLock<Device> = OnceLock::new();
+        SIM.get_or_init(|| Device::new(Box::new(sim::Sim))).clone()
+    }
+
+    /// The NVIDIA GPU with this number.
+    ///
+    /// # Errors
+    /// If there is no driver, no such GPU, or one that is too old.
+    pub fn cuda(ordinal: usize) -> Result<Device, LaunchError> {
+        static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, device)) = open.iter().find(|(n, _)| *n == ordinal) {
+            return Ok(device.clone());
+        }
+        let device = Device::new(Box::new(cuda::Cuda::open(ordinal)?));
+        open.push((ordinal, device.clone()));
+        Ok(device)
+    }
+
+    /// The device called `name`: `cpu`, `interp`, `sim`, `cuda` or `cuda:N`.
     ///
     /// # Errors
     /// If there is no such device; the message lists those that exist.
     pub fn from_name(name: &str) -> Result<Device, LaunchError> {
+        let unknown = || LaunchError::NoDevice {
+            name: name.to_owned(),
+            cause: "the devices are: cpu, interp, sim, cuda, cuda:N".to_owned(),
+        };
         match name {
             "cpu" => Ok(Device::cpu()),
             "interp" => Ok(Device::interp()),
-            _ => Err(LaunchError::NoDevice { name: name.to_owned(), cause: "the devices are: cpu, interp".to_owned() }),
+            "sim" => Ok(Device::sim()),
+            "cuda" => Device::cuda(0),
+            _ => match name.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(n)) => Device::cuda(n),
+                Some(Err(_)) | None => Err(unknown()),
+            },
         }
     }
 
@@ -174,7 +212,7 @@ impl Device {
 
     /// Do other programs take part of the device's time? Then only its fastest launch says how fast a kernel is.
     pub fn is_shared(&self) -> bool {
-        true
+        self.0.backend.is_shared()
     }
 
     /// A queue of launches on this device.

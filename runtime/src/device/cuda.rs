@@ -1,0 +1,254 @@
+//! NVIDIA GPUs through the driver, which is loaded at run time: nothing of CUDA is needed to build or to start.
+//!
+//! The driver's own compiler turns our PTX into machine code. Tensors are uploaded when a launch is bound and the written
+//! ones downloaded when it is finished; in between a kernel runs, and is timed with events, on resident data.
+
+use super::{Backend, Bound, Executable, Launch, ptx_args};
+use crate::launch::{Arg, LaunchError};
+use cudarc::driver::sys::{self, CUfunction_attribute_enum, CUjit_option};
+use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result};
+use std::ffi::{CString, c_void};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
+use zellige_ir::Func;
+
+/// Written between two timed launches, larger than the L2 cache of any GPU so far.
+const FLUSH_BYTES: usize = 256 << 20;
+
+/// Room for what the driver's compiler says about a module.
+const LOG_BYTES: usize = 16 << 10;
+
+pub(super) struct Cuda {
+    shared: Arc<Shared>,
+}
+
+/// What the device and its kernels share.
+struct Shared {
+    name: String,
+    arch: Arch,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    /// Why the context is unusable: after a failed launch the driver refuses everything in this process.
+    lost: Mutex<Option<String>>,
+}
+
+impl Cuda {
+    /// Opens the GPU with this number.
+    ///
+    /// # Errors
+    /// If there is no driver, no such GPU, or one that is too old.
+    pub(super) fn open(ordinal: usize) -> Result<Cuda, LaunchError> {
+        let name = format!("cuda:{ordinal}");
+        let none = |cause: String| LaunchError::NoDevice { name: name.clone(), cause };
+        // SAFETY: looks for the library, calls nothing in it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(none("no NVIDIA driver was found (libcuda.so.1); use the device `cpu`".to_owned()));
+        }
+        let driver = |e: DriverError| none(format!("the driver says: {}", describe(e)));
+        let count = result::init().and_then(|()| result::device::get_count()).map_err(driver)?;
+        if ordinal >= usize::try_from(count).unwrap_or(0) {
+            return Err(none(format!("the driver sees {count} GPU(s), numbered from 0")));
+        }
+        let context = CudaContext::new(ordinal).map_err(driver)?;
+        let (major, minor) = context.compute_capability().map_err(driver)?;
+        let arch = match (major, minor) {
+            (9, 0) => Arch::Sm90a,
+            (9.., _) | (8, 9) => Arch::Sm89,
+            (8, _) => Arch::Sm80,
+            _ => return Err(none(format!("its compute capability is {major}.{minor}, kernels need 8.0 or later"))),
+        };
+        let stream = context.new_stream().map_err(driver)?;
+        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, lost: Mutex::new(None) }) })
+    }
+}
+
+/// The driver's words for an error.
+fn describe(e: DriverError) -> String {
+    let text = |s: Result<&std::ffi::CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{} ({})", text(e.error_string()), text(e.error_name()))
+}
+
+impl Shared {
+    /// Turns a driver error of a launch into ours; the context is given up if the error is one that sticks.
+    fn failed(&self, kernel: &'static str, e: DriverError) -> LaunchError {
+        let cause = match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                "the GPU has no memory left for the tensors: use smaller ones, or free others".to_owned()
+            }
+            _ => describe(e),
+        };
+        if self.context.synchronize().is_err() {
+            let lost = format!("kernel `{kernel}` failed earlier ({cause}), after which the driver refuses all work; start the process anew");
+            self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(lost);
+        }
+        LaunchError::Device { kernel, device: self.name.clone(), cause }
+    }
+
+    /// Refuses work on a context that was lost.
+    fn usable(&self, kernel: &'static str) -> Result<(), LaunchError> {
+        match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(cause) => Err(LaunchError::Device { kernel, device: self.name.clone(), cause: cause.clone() }),
+        }
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.shared.name.clone()
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
+        let kernel = compile(func, &PtxOptions::new(self.shared.arch)).map_err(|e| e.to_string())?;
+        self.shared.context.bind_to_thread().map_err(describe)?;
+        let function = load_function(&kernel)?;
+        Ok(Arc::new(CudaExecutable { shared: Arc::clone(&self.shared), kernel, function }))
+    }
+}
+
+/// Compiles the PTX in the driver.
+fn load_function(kernel: &PtxKernel) -> Result<sys::CUfunction, String> {
+    let text = CString::new(kernel.ptx.as_str()).map_err(|e| format!("the PTX text is broken: {e}"))?;
+    let mut log = vec![0u8; LOG_BYTES];
+    let mut options =
+        [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut::<c_void>(LOG_BYTES)];
+    let mut module = ptr::null_mut();
+    // SAFETY: the text ends with a zero, the options match their values, and the log outlives the call.
+    let status = unsafe {
+        sys::cuModuleLoadDataEx(&mut module, text.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
+    };
+    status.result().map_err(|e| {
+        let said = String::from_utf8_lossy(&log);
+        format!("the driver refuses the PTX: {}: {}", describe(e), said.trim_end_matches('\0').trim())
+    })?;
+    let entry = CString::new(kernel.entry.as_str()).map_err(|e| format!("the kernel's name is broken: {e}"))?;
+    // SAFETY: the module was just loaded and is never unloaded: kernels live as long as their device.
+    let function = unsafe { result::module::get_function(module, entry) }.map_err(describe)?;
+    if kernel.shared_bytes > 48 * 1024 {
+        let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is valid.
+        unsafe { result::function::set_function_attribute(function, attribute, kernel.shared_bytes as i32) }
+            .map_err(|e| format!("{} bytes of shared memory: {}", kernel.shared_bytes, describe(e)))?;
+    }
+    Ok(function)
+}
+
+struct CudaExecutable {
+    shared: Arc<Shared>,
+    kernel: PtxKernel,
+    function: sys::CUfunction,
+}
+
+// SAFETY: a function handle may be used from any thread that has its context current.
+unsafe impl Send for CudaExecutable {}
+// SAFETY: as above; the driver synchronises calls.
+unsafe impl Sync for CudaExecutable {}
+
+impl Executable for CudaExecutable {
+    fn from_cache(&self) -> bool {
+        false
+    }
+
+    fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        let shared = &self.shared;
+        shared.usable(launch.kernel)?;
+        let failed = |e| shared.failed(launch.kernel, e);
+        shared.context.bind_to_thread().map_err(failed)?;
+        let mut buffers = Vec::new();
+        for arg in launch.args {
+            buffers.push(match arg.tensor() {
+                None => None,
+                Some(t) => {
+                    let n = t.byte_range().len();
+                    // SAFETY: the launch holds the tensor's storage, and its bytes span this range.
+                    let bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) };
+                    // An empty tensor still needs an address.
+                    let bytes = if n == 0 { &[0u8; 16][..] } else { bytes };
+                    Some(shared.stream.clone_htod(bytes).map_err(failed)?)
+                }
+            });
+        }
+        let address = |i: usize| buffers[i].as_ref().map_or(0, |b: &CudaSlice<u8>| b.device_ptr(&shared.stream).0);
+        let params = ptx_args::values(&self.kernel, &launch, &shared.name, address)?;
+        let grid = ptx_args::grid(&launch, &shared.name)?;
+        Ok(Box::new(BoundCuda { executable: Arc::clone(&self), launch, buffers, params, grid }))
+    }
+}
+
+struct BoundCuda<'a> {
+    executable: Arc<CudaExecutable>,
+    launch: Launch<'a>,
+    /// The tensors on the device, one for each argument.
+    buffers: Vec<Option<CudaSlice<u8>>>,
+    params: Vec<ptx_args::ParamBytes>,
+    grid: (u32, u32, u32),
+}
+
+impl BoundCuda<'_> {
+    /// Queues the kernel.
+    fn enqueue(&mut self) -> Result<(), DriverError> {
+        let kernel = &self.executable.kernel;
+        let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.as_mut_ptr().cast()).collect();
+        // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; the tensors they
+        // name stay allocated while `self` lives, and the launch was checked against the kernel's signature.
+        unsafe {
+            result::launch_kernel(
+                self.executable.function,
+                self.grid,
+                (kernel.threads, 1, 1),
+                kernel.shared_bytes,
+                self.executable.shared.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+    }
+
+    fn timed(&mut self, repeats: usize) -> Result<Vec<Duration>, DriverError> {
+        let shared = Arc::clone(&self.executable.shared);
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let mut flush = shared.stream.alloc_zeros::<u8>(FLUSH_BYTES)?;
+        let mut events: Vec<(CudaEvent, CudaEvent)> = Vec::new();
+        for _ in 0..repeats {
+            shared.stream.memset_zeros(&mut flush)?;
+            let start = shared.stream.record_event(flags)?;
+            self.enqueue()?;
+            events.push((start, shared.stream.record_event(flags)?));
+        }
+        shared.stream.synchronize()?;
+        events.iter().map(|(a, b)| Ok(Duration::from_secs_f32(a.elapsed_ms(b)? / 1e3))).collect()
+    }
+}
+
+impl Bound for BoundCuda<'_> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        let shared = Arc::clone(&self.executable.shared);
+        shared.usable(self.launch.kernel)?;
+        self.enqueue().and_then(|()| shared.stream.synchronize()).map_err(|e| shared.failed(self.launch.kernel, e))
+    }
+
+    fn time(&mut self, repeats: usize) -> Result<Vec<Duration>, LaunchError> {
+        let shared = Arc::clone(&self.executable.shared);
+        shared.usable(self.launch.kernel)?;
+        self.timed(repeats).map_err(|e| shared.failed(self.launch.kernel, e))
+    }
+
+    fn finish(&mut self) -> Result<(), LaunchError> {
+        let shared = &self.executable.shared;
+        for (arg, buffer) in self.launch.args.iter().zip(&self.buffers) {
+            if let (Arg::Write(t), Some(buffer)) = (arg, buffer) {
+                let n = t.byte_range().len();
+                let bytes = shared.stream.clone_dtoh(buffer).map_err(|e| shared.failed(self.launch.kernel, e))?;
+                // SAFETY: the launch holds the tensor's storage exclusively, and its bytes span this range.
+                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), t.as_ptr(), n) };
+            }
+        }
+        Ok(())
+    }
+}
