@@ -312,7 +312,7 @@ pub fn ceil_div(b: &mut Builder, x: Idx, y: Idx) -> Idx {
         let sum = add(b, x, up);
         let mut q = div(b, sum, y);
         if let Some(k) = y.as_const() {
-            let ceil = |v: i64| -((-v).div_euclid(k));
+            let ceil = |v: i64| -(v.saturating_neg().div_euclid(k));
             (q.lo, q.hi) = (ceil(x.lo), ceil(x.hi));
             if q.lo == q.hi {
                 return Idx::constant(q.lo);

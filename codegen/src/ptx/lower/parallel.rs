@@ -122,6 +122,9 @@ impl Lowerer<'_> {
         let in_registers = accesses.iter().any(|a| self.dist_of(a.buffer).is_some());
         let limit = if in_registers { usize::MAX } else { MAX_LANES };
         let primary = dist.primary(&mut self.b, self.tid);
+        // Replicas are there to keep registers alike. Without any to write, their reads would only race with the
+        // primary's writes.
+        let idle_replicas = !accesses.iter().any(|a| a.write && self.dist_of(a.buffer).is_some());
         let bounds: Coords = bounds.iter().copied().collect();
         self.for_parts(dist, limit, &mut |l, part| {
             let part = Part { shape: bounds.clone(), ..part.clone() };
@@ -129,7 +132,8 @@ impl Lowerer<'_> {
             for regs in part.regs.chunks(group) {
                 let mut live = Vec::with_capacity(regs.len());
                 for &r in regs {
-                    live.push(l.live(&part, r));
+                    let guard = l.live(&part, r);
+                    live.push(if idle_replicas { l.b.and_guard(guard, primary) } else { guard });
                 }
                 if live.iter().all(|g| g.is_some_and(|g| l.b.as_const(g) == Some(0))) {
                     continue;

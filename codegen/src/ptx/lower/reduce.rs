@@ -141,6 +141,10 @@ impl Lowerer<'_> {
             }
             results.push(self.convert(v, if positional { DType::I32 } else { ty }, to));
         }
+        if old.is_some() {
+            // All replicas of a result read what it accumulates onto, before one of them writes it.
+            self.b.phase("accumulate a reduction");
+        }
         self.store_part(&sink, &part, &results);
         self.finish(op, sink)
     }
