@@ -66,7 +66,8 @@ impl Cuda {
 
 /// The driver's words for an error.
 fn describe(e: DriverError) -> String {
-    let text = |s: Result<&std::ffi::CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let text =
+        |s: Result<&std::ffi::CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     format!("{} ({})", text(e.error_string()), text(e.error_name()))
 }
 
@@ -80,7 +81,9 @@ impl Shared {
             _ => describe(e),
         };
         if self.context.synchronize().is_err() {
-            let lost = format!("kernel `{kernel}` failed earlier ({cause}), after which the driver refuses all work; start the process anew");
+            let lost = format!(
+                "kernel `{kernel}` failed earlier ({cause}), after which the driver refuses all work; start the process anew"
+            );
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(lost);
         }
         LaunchError::Device { kernel, device: self.name.clone(), cause }
@@ -116,8 +119,7 @@ impl Backend for Cuda {
 fn load_function(kernel: &PtxKernel) -> Result<sys::CUfunction, String> {
     let text = CString::new(kernel.ptx.as_str()).map_err(|e| format!("the PTX text is broken: {e}"))?;
     let mut log = vec![0u8; LOG_BYTES];
-    let mut options =
-        [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut options = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut::<c_void>(LOG_BYTES)];
     let mut module = ptr::null_mut();
     // SAFETY: the text ends with a zero, the options match their values, and the log outlives the call.
