@@ -101,8 +101,10 @@ impl VisitMut for Rewrite {
                     let name = syn::Ident::new(name, span);
                     *e = parse_quote_spanned!(span=> ::zellige::cmp::#name(&(#l), &(#r)));
                 } else if matches!(b.op, BinOp::And(_)) && !has_let(l) && !has_let(r) {
+                    let r = without_parens(r);
                     *e = parse_quote_spanned!(span=> ::zellige::__rt::Logic::and(#l, || #r));
                 } else if matches!(b.op, BinOp::Or(_)) {
+                    let r = without_parens(r);
                     *e = parse_quote_spanned!(span=> ::zellige::__rt::Logic::or(#l, || #r));
                 } else if let (Some(op), Expr::Index(ix)) = (compound(&b.op), &*b.left) {
                     let (base, at) = (&ix.expr, &ix.index);
@@ -131,6 +133,14 @@ fn has_let(cond: &Expr) -> bool {
         Expr::Binary(b) => has_let(&b.left) || has_let(&b.right),
         Expr::Paren(p) => has_let(&p.expr),
         _ => false,
+    }
+}
+
+/// `x` for `(x)`: parentheses around the body of a closure draw a warning, at tokens the author wrote.
+fn without_parens(e: &Expr) -> &Expr {
+    match e {
+        Expr::Paren(p) => without_parens(&p.expr),
+        _ => e,
     }
 }
 

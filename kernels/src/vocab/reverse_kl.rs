@@ -1,0 +1,243 @@
+//! Reverse KL divergence between student and teacher over the whole vocabulary, and its gradient: on-policy distillation.
+
+use super::cross_entropy::{LOSS, take_rows};
+use super::{VocabConfig, fill_columns_from};
+use crate::inputs::{Inputs, output, sample_rows};
+use crate::library::{
+    Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
+};
+use crate::reference::codec::bf16_round_all;
+use crate::reference::cross_entropy as reference;
+use crate::reference::metrics::{Tolerance, compare};
+use crate::softmax::{LOG2_E, OnlineSoftmax};
+use zellige::TuneValue;
+use zellige::prelude::*;
+use zellige_ir::DType;
+
+/// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`. One pass over the tiles of the vocabulary finds both
+/// log-sum-exps, a second one sums: every term is small where the two agree, so nothing cancels.
+#[kernel]
+pub fn reverse_kl<E: Float>(
+    t: T,
+    #[dims(rows, vocab)] student: &Tensor<E, 2>,
+    #[dims(rows, vocab)] teacher: &Tensor<E, 2>,
+    #[dims(rows)] kl: &mut Tensor<f32, 1>,
+    #[dims(rows)] student_lse: &mut Tensor<f32, 1>,
+    #[dims(rows)] teacher_lse: &mut Tensor<f32, 1>,
+    #[comptime] cfg: VocabConfig,
+) {
+    let VocabConfig { rows, cols, .. } = cfg;
+    let vocab = student.dim(1);
+    let [b] = t.grid([student.dim(0).ceil_div(rows)], cfg.threads);
+    let (s, u) = (t.fragment::<f32, 2>([rows, cols]), t.fragment::<f32, 2>([rows, cols]));
+    let (of_s, of_t) = (OnlineSoftmax::new(t, rows), OnlineSoftmax::new(t, rows));
+    for j in t.pipelined(vocab.ceil_div(cols), cfg.stages) {
+        for (logits, z, softmax) in [(student, s, of_s), (teacher, u, of_t)] {
+            t.cast(logits.at((b * rows, j * cols)), z);
+            fill_columns_from(t, z, vocab - j * cols, f32::NEG_INFINITY);
+            softmax.step(t, z, LOG2_E.into());
+        }
+    }
+    let row = || t.fragment::<f32, 1>([rows]);
+    let (lse_s, lse_t, sum) = (row(), row(), row());
+    for r in t.parallel(rows) {
+        lse_s[r] = of_s.lse(r);
+        lse_t[r] = of_t.lse(r);
+    }
+    t.clear(sum);
+    for j in t.pipelined(vocab.ceil_div(cols), cfg.stages) {
+        t.cast(student.at((b * rows, j * cols)), s);
+        t.cast(teacher.at((b * rows, j * cols)), u);
+        for (r, c) in t.parallel((rows, cols)) {
+            let (ln_s, ln_t) = (s[(r, c)] - lse_s[r], u[(r, c)] - lse_t[r]);
+            s[(r, c)] = ln_s.exp() * (ln_s - ln_t);
+        }
+        fill_columns_from(t, s, vocab - j * cols, 0.0);
+        t.reduce_sum_into(s, sum, 1);
+    }
+    t.copy(sum, kl.at(b * rows));
+    t.copy(lse_s, student_lse.at(b * rows));
+    t.copy(lse_t, teacher_lse.at(b * rows));
+}
+
+/// `dstudent[c] = p_s(c) (ln p_s(c) - ln p_t(c) - kl) dloss` for each row, from what [`reverse_kl`] gave; in fp32, rounded once.
+#[kernel]
+pub fn reverse_kl_backward<E: Float>(
+    t: T,
+    #[dims(rows, vocab)] student: &Tensor<E, 2>,
+    #[dims(rows, vocab)] teacher: &Tensor<E, 2>,
+    #[dims(rows)] kl: &Tensor<f32, 1>,
+    #[dims(rows)] student_lse: &Tensor<f32, 1>,
+    #[dims(rows)] teacher_lse: &Tensor<f32, 1>,
+    #[dims(rows)] dloss: &Tensor<f32, 1>,
+    #[dims(rows, vocab)] dstudent: &mut Tensor<E, 2>,
+    #[comptime] cfg: VocabConfig,
+) {
+    let VocabConfig { rows, cols, .. } = cfg;
+    let [j, b] = t.grid([student.dim(1).ceil_div(cols), student.dim(0).ceil_div(rows)], cfg.threads);
+    let (s, u) = (t.fragment::<f32, 2>([rows, cols]), t.fragment::<f32, 2>([rows, cols]));
+    t.cast(student.at((b * rows, j * cols)), s);
+    t.cast(teacher.at((b * rows, j * cols)), u);
+    for (r, c) in t.parallel((rows, cols)) {
+        let row = b * rows + r;
+        let (ln_s, ln_t) = (s[(r, c)] - student_lse[row], u[(r, c)] - teacher_lse[row]);
+        s[(r, c)] = ln_s.exp() * (ln_s - ln_t - kl[row]) * dloss[row];
+    }
+    t.cast(s, dstudent.at((b * rows, j * cols)));
+}
+
+/// The library's entry of [`reverse_kl`].
+pub struct Entry;
+/// The library's entry of [`reverse_kl_backward`].
+pub struct BackwardEntry;
+
+/// Rows of a large problem that are compared.
+const SAMPLED_ROWS: usize = 64;
+/// A bf16 step where log-ratio and divergence do not cancel; probabilities are around 1e-5.
+const GRADIENT: Tolerance = Tolerance::AbsRelCos { abs: 1e-7, rel: 1.0 / 128.0, cos: 1e-6 };
+
+fn launcher(dtype: DType, cfg: VocabConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    match dtype {
+        DType::BF16 => Ok(Box::new(ReverseKl::<bf16>::new(cfg))),
+        DType::F32 => Ok(Box::new(ReverseKl::<f32>::new(cfg))),
+        _ => Err(ProblemError::Unsupported(format!("no divergence of {dtype} logits; there is bf16 and f32"))),
+    }
+}
+
+fn backward_launcher(dtype: DType, cfg: VocabConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    match dtype {
+        DType::BF16 => Ok(Box::new(ReverseKlBackward::<bf16>::new(cfg))),
+        DType::F32 => Ok(Box::new(ReverseKlBackward::<f32>::new(cfg))),
+        _ => Err(ProblemError::Unsupported(format!("no divergence of {dtype} logits; there is bf16 and f32"))),
+    }
+}
+
+/// A teacher, and a student that is off by a little.
+fn logits(rows: usize, vocab: usize, dtype: DType) -> Result<[Value; 2], ProblemError> {
+    let mut inputs = Inputs::new(15);
+    let teacher = inputs.normal(dtype, &[rows, vocab], 3.0)?;
+    let noise = inputs.normal(DType::F32, &[rows, vocab], 0.5)?;
+    let student: Vec<f64> =
+        teacher.to_f64_vec()?.iter().zip(noise.to_f64_vec()?).map(|(teacher, noise)| teacher + noise).collect();
+    Ok([Value::Tensor(DynTensor::from_f64(dtype, &[rows, vocab], &student)?), Value::Tensor(teacher)])
+}
+
+fn problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -> Result<Problem, ProblemError> {
+    let [student, teacher] = logits(rows, vocab, dtype)?;
+    let row = || -> Result<Value, ProblemError> { Ok(Value::Tensor(output(DType::F32, &[rows])?)) };
+    let args = vec![student, teacher, row()?, row()?, row()?];
+    let work = Work::of(&args);
+    let verify = move |args: &[Value]| {
+        let sampled = sample_rows(rows, SAMPLED_ROWS);
+        let rows = |i: usize, width: usize| take_rows(&args[i].f32s(), &sampled, width);
+        let (student, teacher) = (rows(0, vocab), rows(1, vocab));
+        let none = vec![-1; sampled.len()];
+        let lse = |logits: &[f32]| reference::cross_entropy(logits, &none, vocab).lse;
+        let (kl, _) = reference::reverse_kl(&student, &teacher, vocab);
+        vec![
+            Comparison { output: "kl", verdict: compare(&rows(2, 1), &kl, LOSS) },
+            Comparison { output: "student_lse", verdict: compare(&rows(3, 1), &lse(&student), LOSS) },
+            Comparison { output: "teacher_lse", verdict: compare(&rows(4, 1), &lse(&teacher), LOSS) },
+        ]
+    };
+    Ok(Problem { kernel: launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
+}
+
+fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -> Result<Problem, ProblemError> {
+    let [student, teacher] = logits(rows, vocab, dtype)?;
+    let (s, u) = (student.f32s(), teacher.f32s());
+    let lse = |logits: &[f32]| reference::cross_entropy(logits, &vec![-1; rows], vocab).lse;
+    let vector = |x: &[f32]| -> Result<Value, ProblemError> { Ok(Value::Tensor(DynTensor::from_slice(&[rows], x)?)) };
+    let (kl, gradient) = reference::reverse_kl(&s, &u, vocab);
+    let args = vec![
+        student,
+        teacher,
+        vector(&kl)?,
+        vector(&lse(&s))?,
+        vector(&lse(&u))?,
+        Value::Tensor(Inputs::new(16).uniform(DType::F32, &[rows], 0.5, 1.5)?),
+        Value::Tensor(output(dtype, &[rows, vocab])?),
+    ];
+    let work = Work::of(&args);
+    let verify = move |args: &[Value]| {
+        let dloss = args[5].f32s();
+        let mut want: Vec<f32> = gradient.iter().enumerate().map(|(i, g)| g * dloss[i / vocab]).collect();
+        if dtype == DType::BF16 {
+            want = bf16_round_all(&want);
+        }
+        vec![Comparison { output: "dstudent", verdict: compare(&args[6].f32s(), &want, GRADIENT) }]
+    };
+    Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
+}
+
+fn cases(scale: Scale, build: fn(usize, usize, DType, VocabConfig) -> Result<Problem, ProblemError>) -> Vec<Case> {
+    let case = |rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig| {
+        Case::new(format!("rows={rows} vocab={vocab} {dtype}"), cfg, move |cfg| build(rows, vocab, dtype, cfg))
+    };
+    let (bf16, f32) = (DType::BF16, DType::F32);
+    let cfg = VocabConfig { rows: 1, ..VocabConfig::default() };
+    let small = VocabConfig { rows: 4, cols: 64, threads: 64, ..cfg };
+    match scale {
+        Scale::Small => vec![
+            case(0, 70, bf16, small),
+            case(1, 1, bf16, small),
+            case(9, 200, bf16, small),
+            case(6, 128, f32, small),
+            case(3, 2500, bf16, cfg),
+        ],
+        Scale::Representative => vec![case(256, 129_280, bf16, cfg)],
+        Scale::Full => vec![case(64, 129_280, f32, cfg), case(1024, 16160, bf16, cfg)],
+    }
+}
+
+impl LibraryKernel for Entry {
+    fn info(&self) -> Info {
+        Info {
+            name: "reverse_kl",
+            family: Family::Vocab,
+            summary: "reverse KL between student and teacher over the whole vocabulary, in two passes over tiles",
+            equation: "kl = sum_c p_s[c] (ln p_s[c] - ln p_t[c])",
+            tolerance: "abs 1e-5 or rel 1e-5",
+            source: "V4 specification 7",
+        }
+    }
+
+    fn settings(&self) -> Box<dyn Settings> {
+        Box::new(VocabConfig::default())
+    }
+
+    fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
+        let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
+        launcher(dtype, apply(VocabConfig::default(), settings)?)
+    }
+
+    fn cases(&self, scale: Scale) -> Vec<Case> {
+        cases(scale, problem)
+    }
+}
+
+impl LibraryKernel for BackwardEntry {
+    fn info(&self) -> Info {
+        Info {
+            name: "reverse_kl_backward",
+            family: Family::Vocab,
+            summary: "gradient of the reverse KL with respect to the student's logits",
+            equation: "dz_s[c] = p_s[c] (ln p_s[c] - ln p_t[c] - kl) dloss",
+            tolerance: "a bf16 step (rel 1/128), abs 1e-7, cos 1e-6",
+            source: "V4 specification 7",
+        }
+    }
+
+    fn settings(&self) -> Box<dyn Settings> {
+        Box::new(VocabConfig::default())
+    }
+
+    fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
+        let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
+        backward_launcher(dtype, apply(VocabConfig::default(), settings)?)
+    }
+
+    fn cases(&self, scale: Scale) -> Vec<Case> {
+        cases(scale, backward_problem)
+    }
+}
