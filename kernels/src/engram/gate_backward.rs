@@ -1,0 +1,162 @@
+//! Engram: the gate, backward.
+
+use super::GateConfig;
+use super::gate::{CLAMP, inputs, with_reference};
+use crate::inputs::{Inputs, output};
+use crate::library::{
+    Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
+};
+use crate::reference::codec::bf16_round_all;
+use crate::reference::metrics::{Tolerance, compare};
+use zellige::TuneValue;
+use zellige::prelude::*;
+use zellige_ir::{Const, DType};
+
+/// Gradients of [`engram_gate`](super::gate::engram_gate) from `dy` and what the forward pass saved. With `da` the gradient of `a` (zero where
+/// `|a|` is below the clamp) and `ddot = da rstd_x rstd_k / sqrt(dim)`:
+/// `dx = dy + ddot k w - da a rstd_x^2 x / dim`, `dk = ddot x w - da a rstd_k^2 k / dim`, `dv = sum over streams of gate dy`, and the fused
+/// weight's `ddot x k` summed over the tokens of each part.
+///
+/// Part `p` of P takes every P-th tile of tokens from `p` on, whatever the device;
+/// [`engram_weight_grad`](super::weight::engram_weight_grad) adds the parts.
+#[kernel(static_dims(streams, dim))]
+pub fn engram_gate_backward(
+    t: T,
+    #[dims(tokens, streams, dim)] x: &Tensor<bf16, 3>,
+    #[dims(tokens, streams, dim)] k: &Tensor<bf16, 3>,
+    #[dims(tokens, dim)] v: &Tensor<bf16, 2>,
+    #[dims(streams, dim)] weight: &Tensor<f32, 2>,
+    #[dims(tokens, streams, dim)] dy: &Tensor<bf16, 3>,
+    #[dims(tokens, streams)] dot: &Tensor<f32, 2>,
+    #[dims(tokens, streams)] gate: &Tensor<f32, 2>,
+    #[dims(tokens, streams)] rstd_x: &Tensor<f32, 2>,
+    #[dims(tokens, streams)] rstd_k: &Tensor<f32, 2>,
+    clamp: Expr<f32>,
+    #[dims(tokens, streams, dim)] dx: &mut Tensor<bf16, 3>,
+    #[dims(tokens, streams, dim)] dk: &mut Tensor<bf16, 3>,
+    #[dims(tokens, dim)] dv: &mut Tensor<bf16, 2>,
+    #[dims(parts, streams, dim)] dweight: &mut Tensor<f32, 3>,
+    #[comptime] cfg: GateConfig,
+) {
+    let (rows, streams, dim) = (cfg.tokens, x.static_dim(1), x.static_dim(2));
+    let [part] = t.grid([dweight.dim(0)], cfg.threads);
+    let tile = || t.fragment::<f32, 2>([rows, dim]);
+    let (x_f, k_f, v_f, dy_f, product, dv_f) = (tile(), tile(), tile(), tile(), tile(), tile());
+    let row = || t.fragment::<f32, 1>([rows]);
+    let (dgate, ddot, through_x, through_k) = (row(), row(), row(), row());
+    let dweight_s = t.shared::<f32, 2>([streams, dim]);
+    t.clear(dweight_s);
+    for i in t.persistent(x.dim(0).ceil_div(rows)) {
+        let first = i * rows;
+        t.cast(v.at((first, 0)), v_f);
+        t.clear(dv_f);
+        for s in t.serial(streams) {
+            let place = (first, s, 0);
+            t.cast(x.at(place).axes([0, 2]), x_f);
+            t.cast(k.at(place).axes([0, 2]), k_f);
+            t.cast(dy.at(place).axes([0, 2]), dy_f);
+            for (r, c) in t.parallel((rows, dim)) {
+                product[(r, c)] = dy_f[(r, c)] * v_f[(r, c)];
+                dv_f[(r, c)] = dy_f[(r, c)].mul_add(gate[(first + r, s)], dv_f[(r, c)]);
+            }
+            t.reduce_sum(product, dgate, 1);
+            for r in t.parallel(rows) {
+                let at = (first + r, s);
+                let (rx, rk, g) = (rstd_x[at], rstd_k[at], gate[at]);
+                let scale = (dim as f32).powf(-0.5);
+                let a = dot[at] * rx * rk * scale;
+                let magnitude = a.abs();
+                let blocked = magnitude < clamp || magnitude == 0.0;
+                let da = select(blocked, 0.0, dgate[r] * g * (1.0 - g) * 0.5 / magnitude.sqrt());
+                ddot[r] = da * rx * rk * scale;
+                through_x[r] = da * a * rx * rx / dim as f32;
+                through_k[r] = da * a * rk * rk / dim as f32;
+            }
+            for (r, c) in t.parallel((rows, dim)) {
+                let (xv, kv, w) = (x_f[(r, c)], k_f[(r, c)], weight[(s, c)]);
+                product[(r, c)] = ddot[r] * xv * kv;
+                dy_f[(r, c)] += ddot[r] * kv * w - through_x[r] * xv;
+                k_f[(r, c)] = ddot[r] * xv * w - through_k[r] * kv;
+            }
+            t.reduce_sum_into(product, dweight_s.row(s), 0);
+            t.cast(dy_f, dx.at(place).axes([0, 2]));
+            t.cast(k_f, dk.at(place).axes([0, 2]));
+        }
+        t.cast(dv_f, dv.at((first, 0)));
+    }
+    t.copy(dweight_s, dweight.at((part, 0, 0)));
+}
+
+/// The library's entry.
+pub struct Entry;
+
+/// The published tests.
+const BACKWARD: Tolerance = Tolerance::CalcDiff(1e-8);
+
+fn problem(tokens: usize, streams: usize, dim: usize, parts: usize, cfg: GateConfig) -> Result<Problem, ProblemError> {
+    let mut args: Vec<Value> = inputs(tokens, streams, dim)?.into();
+    let forward = with_reference(&args, [tokens, streams, dim], |reference| reference.forward());
+    args.push(Value::Tensor(Inputs::new(28).normal(DType::BF16, &[tokens, streams, dim], 1.0)?));
+    for saved in [&forward.dot, &forward.gate, &forward.rstd_x, &forward.rstd_k] {
+        args.push(Value::Tensor(DynTensor::from_slice(&[tokens, streams], saved)?));
+    }
+    args.push(Value::Scalar(Const::f32(CLAMP)));
+    args.push(Value::Tensor(output(DType::BF16, &[tokens, streams, dim])?));
+    args.push(Value::Tensor(output(DType::BF16, &[tokens, streams, dim])?));
+    args.push(Value::Tensor(output(DType::BF16, &[tokens, dim])?));
+    args.push(Value::Tensor(output(DType::F32, &[parts, streams, dim])?));
+    let work = Work::of(&args);
+    let verify = move |args: &[Value]| {
+        let dy = args[4].f32s();
+        let want = with_reference(args, [tokens, streams, dim], |reference| reference.backward(&dy));
+        let rounded = [("dx", 10, want.dx), ("dk", 11, want.dk), ("dv", 12, want.dv)];
+        let mut verdicts: Vec<Comparison> = rounded
+            .iter()
+            .map(|(output, i, want)| {
+                let verdict = compare(&args[*i].f32s(), &bf16_round_all(want), BACKWARD);
+                Comparison { output, verdict }
+            })
+            .collect();
+        let of_parts = args[13].f32s();
+        let width = streams * dim;
+        let column = |c: usize| of_parts.iter().skip(c).step_by(width).map(|&v| f64::from(v)).sum::<f64>() as f32;
+        let dweight: Vec<f32> = (0..width).map(column).collect();
+        verdicts.push(Comparison { output: "dweight", verdict: compare(&dweight, &want.dweight, BACKWARD) });
+        verdicts
+    };
+    Ok(Problem { kernel: Box::new(EngramGateBackward::new(cfg)), args, work, verify: Box::new(verify) })
+}
+
+fn case(tokens: usize, streams: usize, dim: usize, parts: usize) -> Case {
+    let name = format!("tokens={tokens} streams={streams} dim={dim} parts={parts}");
+    Case::new(name, GateConfig::for_dim(dim), move |cfg| problem(tokens, streams, dim, parts, cfg))
+}
+
+impl LibraryKernel for Entry {
+    fn info(&self) -> Info {
+        Info {
+            name: "engram_gate_backward",
+            family: Family::Engram,
+            summary: "gradients of the gate; the fused weight's in fixed parts",
+            equation: "dx, dk, dv, dweight of y = x + gate v",
+            tolerance: "calc_diff 1e-8",
+            source: "V4 specification 7; TileKernels engram",
+        }
+    }
+
+    fn settings(&self) -> Box<dyn Settings> {
+        Box::new(GateConfig::default())
+    }
+
+    fn instantiate(&self, settings: &[(String, TuneValue)], _dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
+        Ok(Box::new(EngramGateBackward::new(apply(GateConfig::default(), settings)?)))
+    }
+
+    fn cases(&self, scale: Scale) -> Vec<Case> {
+        match scale {
+            Scale::Small => vec![case(0, 4, 64, 2), case(1, 1, 100, 1), case(9, 4, 576, 2), case(3, 4, 1024, 3)],
+            Scale::Representative => vec![case(1024, 4, 4096, 64)],
+            Scale::Full => vec![case(512, 4, 7168, 64)],
+        }
+    }
+}
