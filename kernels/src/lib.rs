@@ -7,13 +7,16 @@
 pub mod attention;
 mod choice;
 pub mod cli;
+pub mod engram;
 pub mod gemm;
 pub mod inputs;
 pub mod library;
 pub mod mhc;
 pub mod moe;
 pub mod norm;
+pub mod optim;
 pub mod quant;
 pub mod reference;
 pub mod run;
 mod softmax;
+pub mod vocab;

@@ -20,10 +20,11 @@ pub enum Family {
     Moe,
     Optim,
     Engram,
+    Vocab,
 }
 
 impl Family {
-    pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 9] = [
         Family::Gemm,
         Family::Attention,
         Family::Norm,
@@ -32,6 +33,7 @@ impl Family {
         Family::Moe,
         Family::Optim,
         Family::Engram,
+        Family::Vocab,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Family {
             Family::Moe => "moe",
             Family::Optim => "optim",
             Family::Engram => "engram",
+            Family::Vocab => "vocab",
         }
     }
 }
@@ -300,10 +303,29 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::attention::dq::Entry,
         &crate::attention::dkv::Entry,
         &crate::norm::rmsnorm::Entry,
+        &crate::norm::rmsnorm_cast::Entry,
         &crate::norm::rmsnorm_backward::Entry,
         &crate::norm::column_sum::Entry,
         &crate::norm::rope::Entry,
         &crate::norm::hadamard::Entry,
+        &crate::vocab::embedding::Entry,
+        &crate::vocab::token_order::Entry,
+        &crate::vocab::embedding_backward::Entry,
+        &crate::vocab::cross_entropy::Entry,
+        &crate::vocab::cross_entropy_backward::Entry,
+        &crate::vocab::reverse_kl::Entry,
+        &crate::vocab::reverse_kl::BackwardEntry,
+        &crate::optim::adamw::Entry,
+        &crate::optim::muon::momentum::Entry,
+        &crate::optim::muon::normalize::Entry,
+        &crate::optim::muon::gram::Entry,
+        &crate::optim::muon::product::Entry,
+        &crate::optim::muon::update::Entry,
+        &crate::engram::hash::Entry,
+        &crate::engram::weight::FusedEntry,
+        &crate::engram::weight::GradEntry,
+        &crate::engram::gate::Entry,
+        &crate::engram::gate_backward::Entry,
         &crate::quant::per_token::Entry,
         &crate::quant::per_block::Entry,
         &crate::quant::per_channel::Entry,

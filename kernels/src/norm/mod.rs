@@ -5,6 +5,7 @@ pub mod column_sum;
 pub mod hadamard;
 pub mod rmsnorm;
 pub mod rmsnorm_backward;
+pub mod rmsnorm_cast;
 pub mod rope;
 
 use crate::reference::metrics::Tolerance;
