@@ -3,10 +3,11 @@
 //! A fact is an affine form that is not negative. Facts come from enclosing conditionals, from assumptions
 //! that were executed before, from loop extents and the grid (an index is below its extent) and from the definition
 //! of floor division and of minima. A goal `e >= 0` is proved by its range, or by subtracting a multiple of
-//! a fact that removes one of its terms and proving what is left (Fourier-Motzkin elimination, to a small depth).
+//! a fact that removes one of its terms and proving what is left (Fourier-Motzkin elimination, to a small depth; a goal
+//! with a term that is unbounded on the wrong side follows up on that term only).
 
 use super::affine::{Affine, Term, gcd};
-use super::range::{Ranges, is_tracked};
+use super::range::{MAX_EXTENT, Ranges, is_tracked};
 use crate::entity::EntityId;
 use crate::func::{Func, Op, Region, Value, ValueDef};
 use crate::op::{BinaryOp, CmpOp, OpKind, UnaryOp, Visit};
@@ -15,7 +16,7 @@ use crate::op::{BinaryOp, CmpOp, OpKind, UnaryOp, Visit};
 const DEPTH: usize = 5;
 
 /// How many eliminations a proof may try in all.
-const BUDGET: usize = 400;
+const BUDGET: usize = 100;
 
 /// Where each op of a function stands, and what holds there.
 #[derive(Clone, Debug)]
@@ -226,7 +227,14 @@ impl Proof<'_> {
         let facts = self.facts;
         let at = self.at;
         let conditions = self.conditions.get_or_insert_with(|| facts.at(at)).clone();
-        for (term, a) in e.terms() {
+        // A term that pulls the sum down without limit must go at some point, so it may as well go first.
+        let limitless = |(term, k): &(Term, i64)| {
+            let range = facts.ranges.range_of(&Affine::term(term.clone()));
+            if *k > 0 { range.lo <= -MAX_EXTENT } else { range.hi >= MAX_EXTENT }
+        };
+        let pivot = e.terms().iter().position(limitless);
+        let mut open = Vec::new();
+        for (i, (term, a)) in e.terms().iter().enumerate() {
             let mut own = Vec::new();
             facts.about(self.func, term, &mut own);
             for fact in conditions.iter().copied().chain(&own) {
@@ -242,11 +250,15 @@ impl Proof<'_> {
                 let g = gcd(*a, b);
                 let (a, b) = (a.abs() / g, b.abs() / g);
                 let rest = e.scale(b).and_then(|e| e.offset(b - 1)).and_then(|e| e.sub_scaled(fact, a));
-                if rest.is_some_and(|rest| self.try_goal(&rest, depth - 1)) {
+                let Some(rest) = rest else { continue };
+                if facts.ranges.range_of(&rest).lo >= 0 {
                     return true;
+                }
+                if pivot.is_none_or(|p| p == i) {
+                    open.push(rest);
                 }
             }
         }
-        false
+        open.iter().any(|rest| self.try_goal(rest, depth - 1))
     }
 }
