@@ -37,7 +37,7 @@ pub fn mhc_head_mix_backward(
             sums.add(i, j, d, m);
         }
     }
-    sums.write(t, part, &[0..n], dscale, dbase);
+    sums.write(t, part, std::slice::from_ref(&(0..n)), dscale, dbase);
 }
 
 fn head_mix_backward_problem(s: Shape, cfg: SplitConfig) -> Result<Problem, ProblemError> {

@@ -11,6 +11,9 @@
 //! All mixes are f32, states and sub-layer outputs bf16; sums are formed in f32 in an order that depends on neither the
 //! number of tokens nor the tile sizes along tokens, so that a token's bits do not depend on its batch.
 
+// A kernel's parameters are its tensors, and a stream's number selects its register, its tile and its column alike.
+#![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
+
 pub mod apply;
 pub mod apply_backward;
 pub mod expand;

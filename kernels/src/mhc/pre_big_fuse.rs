@@ -42,7 +42,6 @@ struct Parameters<'a> {
 
 /// Computes the coefficients of `pre.shape()[0]` tokens: `pre` stays in the block, `post` and `comb` go to memory.
 #[tile]
-#[allow(clippy::too_many_arguments)]
 fn coefficients(
     t: T,
     slabs: Slabs<'_>,
