@@ -44,7 +44,7 @@ impl Parse for DimArg {
 
 enum Kind {
     Comptime,
-    Tensor { inner: Type, mutable: bool, dims: Option<Vec<DimArg>>, strided: bool },
+    Tensor { inner: Box<Type>, mutable: bool, dims: Option<Vec<DimArg>>, strided: bool },
     Scalar,
 }
 
@@ -199,7 +199,7 @@ fn params(f: &mut ItemFn) -> syn::Result<Vec<Param>> {
                     None => None,
                 };
                 Kind::Tensor {
-                    inner: (*r.elem).clone(),
+                    inner: r.elem.clone(),
                     mutable: r.mutability.is_some(),
                     dims,
                     strided: strided.is_some(),
