@@ -98,19 +98,19 @@ pub trait Extents {
 }
 
 /// A host integer as an index recorded at `at`.
-trait AsIndex {
-    fn as_index(self, at: &'static Location<'static>) -> Idx;
+trait ToIndex {
+    fn recorded_index(self, at: &'static Location<'static>) -> Idx;
 }
 
-impl AsIndex for Idx {
-    fn as_index(self, _at: &'static Location<'static>) -> Idx {
+impl ToIndex for Idx {
+    fn recorded_index(self, _at: &'static Location<'static>) -> Idx {
         self
     }
 }
 
 macro_rules! host { ($($t:ty),*) => { $(
-    impl AsIndex for $t {
-        fn as_index(self, at: &'static Location<'static>) -> Idx {
+    impl ToIndex for $t {
+        fn recorded_index(self, at: &'static Location<'static>) -> Idx {
             Expr::new(record::with(at, |r| r.builder.index(self as i64)))
         }
     }
@@ -122,7 +122,7 @@ macro_rules! single { ($($t:ty),*) => { $(
         type Indices = Idx;
         type Values = [Idx; 1];
         fn values(self, at: &'static Location<'static>) -> [Idx; 1] {
-            [self.as_index(at)]
+            [self.recorded_index(at)]
         }
         fn indices(values: &[Value]) -> Idx {
             Expr::new(values[0])
@@ -133,13 +133,13 @@ single!(usize, i32, Idx);
 
 macro_rules! several { ($($n:literal $($t:ident $i:literal),*;)*) => { $(
     #[allow(private_bounds)]
-    impl<$($t: AsIndex),*> Extents for ($($t,)*) {
+    impl<$($t: ToIndex),*> Extents for ($($t,)*) {
         type Indices = ($(several!(@idx $t),)*);
         type Values = [Idx; $n];
         #[allow(non_snake_case)]
         fn values(self, at: &'static Location<'static>) -> [Idx; $n] {
             let ($($t,)*) = self;
-            [$($t.as_index(at)),*]
+            [$($t.recorded_index(at)),*]
         }
         fn indices(values: &[Value]) -> Self::Indices {
             ($(Expr::new(values[$i]),)*)

@@ -205,8 +205,11 @@ pub struct Case {
     /// Sizes and options, such as `m=4096 n=7168 k=2048 bf16 nt`.
     pub name: String,
     /// Builds the problem; `settings` are changes to the kernel's config, given on the command line.
-    pub build: Box<dyn Fn(&[(String, TuneValue)]) -> Result<Problem, ProblemError> + Send + Sync>,
+    pub build: Build,
 }
+
+/// Builds a problem with changes to the kernel's config.
+pub type Build = Box<dyn Fn(&[(String, TuneValue)]) -> Result<Problem, ProblemError> + Send + Sync>;
 
 impl Case {
     /// A case of a kernel with a config of type `C`.

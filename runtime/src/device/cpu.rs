@@ -78,7 +78,7 @@ struct CpuExecutable {
 thread_local!(static ARENA: RefCell<Arena> = RefCell::new(Arena::new(0)));
 
 impl Executable for CpuExecutable {
-    fn from_cache(&self) -> bool {
+    fn is_from_cache(&self) -> bool {
         self.from_cache
     }
 

@@ -154,7 +154,7 @@ unsafe impl Send for CudaExecutable {}
 unsafe impl Sync for CudaExecutable {}
 
 impl Executable for CudaExecutable {
-    fn from_cache(&self) -> bool {
+    fn is_from_cache(&self) -> bool {
         false
     }
 

@@ -25,7 +25,7 @@ struct Interpreted {
 }
 
 impl Executable for Interpreted {
-    fn from_cache(&self) -> bool {
+    fn is_from_cache(&self) -> bool {
         false
     }
 

@@ -39,7 +39,7 @@ pub(crate) trait Executable: Send + Sync {
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError>;
 
     /// Did the code come from the disk cache?
-    fn from_cache(&self) -> bool;
+    fn is_from_cache(&self) -> bool;
 }
 
 /// A compiled kernel with its arguments in place.
@@ -248,7 +248,7 @@ impl Device {
             device: self.name(),
             cause,
         })?;
-        let times = BuildTimes { record, compile: start.elapsed(), from_cache: executable.from_cache() };
+        let times = BuildTimes { record, compile: start.elapsed(), from_cache: executable.is_from_cache() };
         Ok(Loaded { func, executable, times })
     }
 }

@@ -30,7 +30,7 @@ struct Simulated {
 }
 
 impl Executable for Simulated {
-    fn from_cache(&self) -> bool {
+    fn is_from_cache(&self) -> bool {
         false
     }
 

@@ -43,14 +43,17 @@ pub struct Loop {
     inits: Vec<Val>,
 }
 
+/// The first arm of an `if` and the values it yields.
+type FinishedArm = (Block, Vec<Val>);
+
 /// See the module documentation.
 pub struct Builder {
     name: String,
     types: Vec<Ty>,
     infos: Vec<Info>,
     scopes: Vec<Scope>,
-    /// Conditions of open `if`s, their finished `then` blocks and the values these yield.
-    open_ifs: Vec<(Val, Option<(Block, Vec<Val>)>)>,
+    /// Conditions of open `if`s, and their first arms as far as these are finished.
+    open_ifs: Vec<(Val, Option<FinishedArm>)>,
     open_whiles: Vec<Option<Val>>,
     params: [Val; 4],
 }
@@ -488,14 +491,9 @@ impl Builder {
     pub fn scaled_address(&mut self, base: Val, slot: Val, size: i64) -> Val {
         let mut terms = vec![(base, 1)];
         let mut rest = slot;
-        loop {
-            match self.infos[rest.index()].node {
-                Some(Node::Binary(BinOp::Add, x, y)) => {
-                    terms.push((y, size));
-                    rest = x;
-                }
-                _ => break,
-            }
+        while let Some(Node::Binary(BinOp::Add, x, y)) = self.infos[rest.index()].node {
+            terms.push((y, size));
+            rest = x;
         }
         terms.push((rest, size));
         self.sum(&terms)

@@ -199,7 +199,7 @@ impl Lower<'_> {
             olds.push(old);
         }
         Ok(match olds[..] {
-            [a, b, c, d] if vec_reg(ty).is_some() => Rep::Vec(self.from_lanes([a, b, c, d], ty)),
+            [a, b, c, d] if vec_reg(ty).is_some() => Rep::Vec(self.join_lanes([a, b, c, d], ty)),
             [a, b, c, d] => Rep::Lanes([a, b, c, d]),
             _ => Rep::Uni(olds[0]),
         })
@@ -314,7 +314,7 @@ impl Lower<'_> {
 
     fn collect_lanes(&mut self, lanes: &[Val], ty: DType) -> Rep {
         match *lanes {
-            [a, b, c, d] if vec_reg(ty).is_some() => Rep::Vec(self.from_lanes([a, b, c, d], ty)),
+            [a, b, c, d] if vec_reg(ty).is_some() => Rep::Vec(self.join_lanes([a, b, c, d], ty)),
             [a, b, c, d] => Rep::Lanes([a, b, c, d]),
             _ => Rep::Uni(lanes[0]),
         }

@@ -27,7 +27,7 @@ impl Lower<'_> {
         let slots = self.scratch(values.len().max(1) * 8);
         for (i, v) in values.iter().enumerate() {
             let (x, ty) = (self.get_uniform(*v), self.func.ty(*v));
-            let bits = self.to_bits(ty, x);
+            let bits = self.bits_of_value(ty, x);
             self.b.store(bits, slots, i as i32 * 8);
         }
         let elements = match window {
@@ -55,7 +55,7 @@ impl Lower<'_> {
             let Rep::Uni(v) = l.load_elem(&s, &idx, if s.global { Guard::Check(pad) } else { Guard::Inside }) else {
                 return Ok(());
             };
-            let bits = l.to_bits(ty, v);
+            let bits = l.bits_of_value(ty, v);
             let mut position = l.b.i64(0);
             for (p, n) in point.iter().zip(&shape) {
                 let scaled = l.b.mul_imm(position, *n as i64);

@@ -314,7 +314,7 @@ impl Lower<'_> {
             ValueDef::Dim(dim) => Rep::Uni(self.args[&ArgSlot::Dim { dim: dim.index() as u32 }]),
             ValueDef::Param(param) => {
                 let bits = self.args[&ArgSlot::Scalar { param }];
-                Rep::Uni(self.from_bits(ty, bits))
+                Rep::Uni(self.value_of_bits(ty, bits))
             }
             // The verifier has seen to it that ops and blocks define values before they are used.
             ValueDef::BlockId(_) | ValueDef::Op(_) | ValueDef::Pending => Rep::Uni(self.immediate(ty, 0)),
@@ -357,7 +357,7 @@ impl Lower<'_> {
     }
 
     /// The register form of a value whose bits lie in the low part of an i64.
-    fn from_bits(&mut self, ty: DType, bits: Val) -> Val {
+    fn value_of_bits(&mut self, ty: DType, bits: Val) -> Val {
         use super::loopir::UnOp;
         match reg(ty) {
             Ty::I64 => bits,
@@ -381,7 +381,7 @@ impl Lower<'_> {
     }
 
     /// The bits of a register value, zero-extended to an i64.
-    fn to_bits(&mut self, ty: DType, v: Val) -> Val {
+    fn bits_of_value(&mut self, ty: DType, v: Val) -> Val {
         use super::loopir::UnOp;
         match reg(ty) {
             Ty::I64 => v,

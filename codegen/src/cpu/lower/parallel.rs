@@ -5,7 +5,7 @@ use super::{Lower, Result, Stride};
 use crate::cpu::loopir::Val;
 use crate::cpu::plan::is_elementwise;
 use std::collections::{HashMap, HashSet};
-use zellige_ir::{BinaryOp, DType, Func, OpKind, Region, Scope, Value, ValueDef, Visit};
+use zellige_ir::{BinaryOp, DType, OpKind, Region, Scope, Value, ValueDef, Visit};
 
 /// How an `index` value changes along one loop index.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -75,13 +75,13 @@ impl Lower<'_> {
             Rep::Uni(v) => self.b.splat(v),
             Rep::Lin { .. } | Rep::Lanes(_) => {
                 let lanes = self.as_lanes(rep, ty);
-                self.from_lanes(lanes, ty)
+                self.join_lanes(lanes, ty)
             }
         }
     }
 
     /// Collects four scalars in a vector.
-    pub(crate) fn from_lanes(&mut self, lanes: [Val; W], ty: DType) -> Val {
+    pub(crate) fn join_lanes(&mut self, lanes: [Val; W], ty: DType) -> Val {
         let vec = vec_reg(ty).unwrap_or(Ty::I32x4);
         let scalar = |l: &mut Self, v: Val| match ty {
             DType::Bool => {
@@ -149,7 +149,7 @@ impl Lower<'_> {
             let vals: Vec<Val> = lanes.iter().map(|l| l[i]).collect();
             f(self, &vals)
         });
-        if vec_reg(out).is_some() { Rep::Vec(self.from_lanes(out_lanes, out)) } else { Rep::Lanes(out_lanes) }
+        if vec_reg(out).is_some() { Rep::Vec(self.join_lanes(out_lanes, out)) } else { Rep::Lanes(out_lanes) }
     }
 
     /// i32x4 of `base + i * step` modulo 2^32.

@@ -25,7 +25,8 @@ pub struct Part {
     pub shape: Coords,
 }
 
-/// Where the elements of a source window come from.
+/// Where the elements of a source window come from. A few live at a time, so their size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Source {
     Memory {
