@@ -114,7 +114,13 @@ impl LibraryKernel for Entry {
             })
         };
         match scale {
-            Scale::Small => vec![case(1, 8, 32, 4, 2), case(13, 8, 9, 4, 2), case(9, 4, 8, 1, 1), case(9, 12, 1, 3, 1)],
+            Scale::Small => vec![
+                case(0, 8, 32, 4, 2),
+                case(1, 8, 32, 4, 2),
+                case(13, 8, 9, 4, 2),
+                case(9, 4, 8, 1, 1),
+                case(9, 12, 1, 3, 1),
+            ],
             Scale::Representative => vec![case(4096, 8, 32, 4, 2)],
             Scale::Full => vec![case(4001, 8, 48, 4, 2), case(4096, 16, 16, 2, 1)],
         }
