@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(pass([1.25, 1.0, 448.0, -0.0], 1.0), [false, true]);
         assert_eq!(pass([1.0, 1.125, 448.0, -0.0], 1.0), [false, true]);
         assert_eq!(pass([1.0, 1.0, 448.0, 0.0], 1.0), [false, true]);
-        assert_eq!(pass([1.0, 1.0, 448.0, -0.0], 2.0)[1], false);
+        assert!(!pass([1.0, 1.0, 448.0, -0.0], 2.0)[1]);
     }
 
     #[test]
