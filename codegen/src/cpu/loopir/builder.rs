@@ -13,13 +13,31 @@ use std::collections::HashMap;
 enum ScopeKind {
     Root,
     Loop,
+    /// A loop that runs until a condition: what it loads may change under it.
+    While,
     Arm,
 }
+
+/// What a load reads: conversion, type, address, offset.
+type LoadKey = (Mem, Ty, Val, i32);
 
 struct Scope {
     kind: ScopeKind,
     stmts: Block,
     known: HashMap<(Node, Ty), Val>,
+    /// Loads of memory that does not change while the scope is open, or until it is told.
+    loads: HashMap<LoadKey, Val>,
+}
+
+impl Scope {
+    fn new(kind: ScopeKind) -> Scope {
+        Scope { kind, stmts: Vec::new(), known: HashMap::new(), loads: HashMap::new() }
+    }
+
+    /// May a computation leave the scope?
+    fn lets_nodes_out(&self) -> bool {
+        matches!(self.kind, ScopeKind::Loop | ScopeKind::While)
+    }
 }
 
 /// What a value is to the builder.
@@ -64,7 +82,7 @@ impl Builder {
             name: name.to_owned(),
             types: Vec::new(),
             infos: Vec::new(),
-            scopes: vec![Scope { kind: ScopeKind::Root, stmts: Vec::new(), known: HashMap::new() }],
+            scopes: vec![Scope::new(ScopeKind::Root)],
             open_ifs: Vec::new(),
             open_whiles: Vec::new(),
             params: [Val(0); 4],
@@ -130,7 +148,7 @@ impl Builder {
         }
         let mut depth = top;
         if node.is_speculatable() {
-            while depth > floor && self.scopes[depth].kind == ScopeKind::Loop {
+            while depth > floor && self.scopes[depth].lets_nodes_out() {
                 depth -= 1;
             }
         }
@@ -514,6 +532,39 @@ impl Builder {
         out
     }
 
+    /// Depth of the innermost open scope.
+    pub fn scope(&self) -> usize {
+        self.scopes.len() - 1
+    }
+
+    /// Loads memory that nothing writes while scopes from depth `floor` on are lowered: in the outermost loop where the address
+    /// exists, once.
+    pub fn load_invariant(&mut self, mem: Mem, ty: Ty, addr: Val, offset: i32, floor: usize) -> Val {
+        let (addr, offset) = self.split_offset(addr, offset);
+        let floor = floor.max(self.infos[addr.index()].depth as usize);
+        let key = (mem, ty, addr, offset);
+        for scope in self.scopes[floor..].iter().rev() {
+            if let Some(&v) = scope.loads.get(&key) {
+                return v;
+            }
+        }
+        let mut depth = self.scope();
+        while depth > floor && self.scopes[depth].kind == ScopeKind::Loop {
+            depth -= 1;
+        }
+        let out = Val(self.types.len() as u32);
+        self.types.push(ty);
+        self.infos.push(Info { depth: depth as u32, node: None, facts: Facts::UNKNOWN });
+        self.scopes[depth].stmts.push(Stmt::Load { out, mem, addr, offset });
+        self.scopes[depth].loads.insert(key, out);
+        out
+    }
+
+    /// Memory may change from here on: invariant loads of the innermost scope are not used again.
+    pub fn forget_loads(&mut self) {
+        self.scopes.last_mut().expect("root scope").loads.clear();
+    }
+
     pub fn store(&mut self, value: Val, addr: Val, offset: i32) {
         let (addr, offset) = self.split_offset(addr, offset);
         self.push(Stmt::Store { value, addr, offset });
@@ -563,7 +614,7 @@ impl Builder {
     }
 
     fn open(&mut self, kind: ScopeKind) {
-        self.scopes.push(Scope { kind, stmts: Vec::new(), known: HashMap::new() });
+        self.scopes.push(Scope::new(kind));
     }
 
     fn close(&mut self) -> Block {
@@ -626,7 +677,7 @@ impl Builder {
 
     /// Opens the part of a `while` that computes its condition.
     pub fn begin_while(&mut self) {
-        self.open(ScopeKind::Loop);
+        self.open(ScopeKind::While);
         self.open_whiles.push(None);
     }
 

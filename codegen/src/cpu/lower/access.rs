@@ -125,7 +125,33 @@ impl Lower<'_> {
         let s = self.storage(buffer, at)?;
         let idx: Vec<Rep> = indices.iter().map(|v| self.get(*v)).collect();
         let guard = self.guard_of(at, buffer, &s, &idx);
-        Ok(self.load_elem(&s, &idx, guard))
+        // A load may move to where it runs although the original would not, if it can do no harm there.
+        let harmless = s.global || self.is_within(&s, &idx);
+        self.invariant = self.invariant_from(buffer).filter(|_| harmless);
+        let v = self.load_elem(&s, &idx, guard);
+        self.invariant = None;
+        Ok(v)
+    }
+
+    /// Is an index known to lie inside in all iterations?
+    fn is_within(&self, s: &Storage, idx: &[Rep]) -> bool {
+        idx.iter().zip(&s.extents).all(|(rep, n)| {
+            let (base, reach) = match *rep {
+                Rep::Uni(v) => (v, 0),
+                Rep::Lin { base, step } => (base, step * (W as i64 - 1)),
+                Rep::Vec(_) | Rep::Lanes(_) => return false,
+            };
+            let (f, n) = (self.b.facts(base), self.b.facts(*n));
+            f.lo.saturating_add(reach.min(0)) >= 0 && f.hi.saturating_add(reach.max(0)) < n.lo
+        })
+    }
+
+    /// Loads from memory, wherever the surrounding loops allow.
+    fn read(&mut self, mem: Mem, ty: Ty, addr: Val) -> Val {
+        match self.invariant {
+            Some(floor) => self.b.load_invariant(mem, ty, addr, 0, floor),
+            None => self.b.load_as(mem, ty, addr, 0),
+        }
     }
 
     pub(super) fn store_op(&mut self, at: Op, buffer: Buffer, indices: &[Value], value: Value) -> Result {
@@ -382,37 +408,36 @@ impl Lower<'_> {
     pub(crate) fn load_scalar(&mut self, s: &Storage, slot: Val) -> Val {
         if s.cell == Cell::Native && s.dtype.bits() < 8 {
             let (addr, shift) = self.nibble(s, slot);
-            let byte = self.b.load(Ty::I8, addr, 0);
+            let byte = self.read(Mem::Plain, Ty::I8, addr);
             let byte = self.b.convert(UnOp::ZExt, Ty::I32, byte);
             let low = self.b.bin(BinOp::UShr, byte, shift);
             return self.b.bin_imm(BinOp::And, low, 0xf);
         }
         let addr = self.address(s, slot);
         if s.cell == Cell::Wide {
-            let v = self.b.load(wide_reg(s.dtype), addr, 0);
+            let v = self.read(Mem::Plain, wide_reg(s.dtype), addr);
             return self.narrow(v, s.dtype);
         }
-        let b = &mut self.b;
         match (s.dtype, s.cell) {
-            (DType::Bool, _) => b.load(Ty::I8, addr, 0),
+            (DType::Bool, _) => self.read(Mem::Plain, Ty::I8, addr),
             (DType::I8, _) => {
-                let v = b.load(Ty::I8, addr, 0);
-                b.convert(UnOp::SExt, Ty::I32, v)
+                let v = self.read(Mem::Plain, Ty::I8, addr);
+                self.b.convert(UnOp::SExt, Ty::I32, v)
             }
             (DType::U8 | DType::F8E4M3 | DType::F8E5M2 | DType::E8M0 | DType::F4E2M1, _) => {
-                let v = b.load(Ty::I8, addr, 0);
-                b.convert(UnOp::ZExt, Ty::I32, v)
+                let v = self.read(Mem::Plain, Ty::I8, addr);
+                self.b.convert(UnOp::ZExt, Ty::I32, v)
             }
             (DType::I16, _) => {
-                let v = b.load(Ty::I16, addr, 0);
-                b.convert(UnOp::SExt, Ty::I32, v)
+                let v = self.read(Mem::Plain, Ty::I16, addr);
+                self.b.convert(UnOp::SExt, Ty::I32, v)
             }
             (DType::U16 | DType::F16 | DType::BF16, _) => {
-                let v = b.load(Ty::I16, addr, 0);
-                b.convert(UnOp::ZExt, Ty::I32, v)
+                let v = self.read(Mem::Plain, Ty::I16, addr);
+                self.b.convert(UnOp::ZExt, Ty::I32, v)
             }
             (ty @ (DType::I32 | DType::U32 | DType::F32 | DType::I64 | DType::U64 | DType::Index | DType::F64), _) => {
-                b.load(reg(ty), addr, 0)
+                self.read(Mem::Plain, reg(ty), addr)
             }
         }
     }
@@ -484,7 +509,7 @@ impl Lower<'_> {
             // Two bytes in every lane; a product brings each lane's own half byte to the same place.
             let byte = self.b.bin_imm(BinOp::SShr, slot, 1);
             let addr = self.b.add(s.base, byte);
-            let pair = self.b.load(Ty::I16, addr, 0);
+            let pair = self.read(Mem::Plain, Ty::I16, addr);
             let pair = self.b.convert(UnOp::ZExt, Ty::I32, pair);
             let all = self.b.splat(pair);
             let (mask, scale) = (self.b.i32x4([0xf, 0xf0, 0xf00, 0xf000]), self.b.i32x4([4096, 256, 16, 1]));
@@ -494,17 +519,17 @@ impl Lower<'_> {
         }
         let addr = self.address(s, slot);
         if s.cell == Cell::Wide {
-            let v = self.b.load(wide_reg(s.dtype).vector(), addr, 0);
+            let v = self.read(Mem::Plain, wide_reg(s.dtype).vector(), addr);
             return Some(self.narrow(v, s.dtype));
         }
         let signed = s.dtype.is_signed_int();
-        let b = &mut self.b;
         Some(match s.dtype.bits() {
-            32 => b.load(vec, addr, 0),
-            16 => b.load_as(if signed { Mem::SExt16x4 } else { Mem::ZExt16x4 }, vec, addr, 0),
+            32 => self.read(Mem::Plain, vec, addr),
+            16 => self.read(if signed { Mem::SExt16x4 } else { Mem::ZExt16x4 }, vec, addr),
             _ => {
                 let op = if signed { UnOp::SExt } else { UnOp::ZExt };
-                let four = b.load(Ty::I32, addr, 0);
+                let four = self.read(Mem::Plain, Ty::I32, addr);
+                let b = &mut self.b;
                 let v = b.convert(UnOp::ToVector, Ty::I32x4, four);
                 let v = b.bitcast(Ty::I8x16, v);
                 let v = b.convert(op, Ty::I16x8, v);

@@ -6,20 +6,39 @@ use super::scalar::logical_not;
 use super::{Lower, Result};
 use crate::cpu::abi::FailureKind;
 use crate::cpu::loopir::{Ty, UnOp, Val};
-use zellige_ir::{BinaryOp, DType, Def, LoopKind, Op, Region, Value, Visit};
+use std::collections::HashSet;
+use zellige_ir::{BinaryOp, Buffer, DType, Def, LoopKind, Op, OpKind, Region, Value, Visit};
 
 /// An unrolled loop of more iterations than this stays a loop.
 const MAX_UNROLL: i64 = 16;
 
 impl Lower<'_> {
-    pub(super) fn for_loop(
-        &mut self,
-        at: Op,
-        kind: LoopKind,
-        indices: &[Def],
-        extents: &[Value],
-        body: Region,
-    ) -> Result {
+    /// Notes which buffers a loop may write, so that loads from others can leave it.
+    pub(super) fn enter_loop(&mut self, body: Region) {
+        let mut written = HashSet::new();
+        self.func.walk(body, &mut |_, data| {
+            if !matches!(data.kind, OpKind::Load { .. }) {
+                data.kind.for_each_buffer(&mut |b| {
+                    written.insert(b);
+                });
+            }
+        });
+        self.b.forget_loads();
+        self.loops.push((self.b.scope(), written));
+    }
+
+    pub(super) fn leave_loop(&mut self) {
+        self.loops.pop();
+        self.b.forget_loads();
+    }
+
+    /// The scope outside of which a load from a buffer must not move; `None` if it must stay where it is.
+    pub(super) fn invariant_from(&self, buffer: Buffer) -> Option<usize> {
+        let unchanged = self.loops.iter().rev().take_while(|(_, written)| !written.contains(&buffer));
+        unchanged.last().map(|(depth, _)| *depth)
+    }
+
+    pub(super) fn for_loop(&mut self, kind: LoopKind, indices: &[Def], extents: &[Value], body: Region) -> Result {
         let vars: Vec<Value> = indices.iter().map(|d| d.0).collect();
         let extents: Vec<Val> = extents.iter().map(|v| self.get_uniform(*v)).collect();
         match kind {
@@ -31,7 +50,6 @@ impl Lower<'_> {
                 let blocks = self.blocks;
                 let mine = self.index_quotient(BinaryOp::CeilDiv, left, blocks);
                 let zero = self.b.i64(0);
-                let _ = at;
                 self.counted(zero, mine, 1, &mut |l, i| {
                     let skipped = l.b.mul(i, blocks);
                     let index = l.b.add(l.block, skipped);

@@ -1,6 +1,6 @@
 //! Copies and fills of windows.
 
-use super::access::Guard;
+use super::access::{Guard, Place};
 use super::rep::{Rep, W};
 use super::{Lower, Result, Storage, Stride};
 use crate::cpu::loopir::{BinOp, IntCc, Ty, Val};
@@ -144,6 +144,9 @@ impl Lower<'_> {
         if let Some((p, q)) = self.transposes(src, dst, &extents) {
             return self.copy_transposed(src, dst, range, p, q);
         }
+        if let Some(axis) = self.moves_bytes(src, dst) {
+            return self.copy_bytes(src, dst, range, axis);
+        }
         let axis = self.copy_axis(src, dst);
         let axis = axis.filter(|&a| self.b.as_const(extents[a]).is_none_or(|n| n >= W as i64));
         self.box_loop(&extents, axis, 4, &mut |l, point| {
@@ -153,6 +156,62 @@ impl Lower<'_> {
             let v = l.cast(v, from, to);
             l.store_elem(&dst.storage, &o, v, Guard::Inside);
             Ok(())
+        })
+    }
+
+    /// The axis along which runs of bytes can be moved as they are.
+    fn moves_bytes(&self, src: &View, dst: &View) -> Option<usize> {
+        let (s, d) = (&src.storage, &dst.storage);
+        let plain =
+            s.dtype == d.dtype && s.cell == d.cell && s.cell.bytes(s.dtype).is_some() && !s.private && !d.private;
+        let axis = dst.unit_axis()?;
+        (plain && src.stride(axis) == Stride::Const(1)).then_some(axis)
+    }
+
+    fn copy_bytes(&mut self, src: &View, dst: &View, range: &[(Val, Val)], axis: usize) -> Result {
+        let size = src.storage.cell.bytes(src.storage.dtype).unwrap_or(1);
+        let others: Vec<usize> = (0..range.len()).filter(|a| *a != axis).collect();
+        let extents: Vec<Val> = others.iter().map(|&a| self.b.sub(range[a].1, range[a].0)).collect();
+        let count = self.b.sub(range[axis].1, range[axis].0);
+        let zero = self.b.i64(0);
+        let count = self.b.bin(BinOp::SMax, count, zero);
+        let bytes = self.b.mul_imm(count, size);
+        let long = self.b.bin_imm(BinOp::And, bytes, -64);
+        let whole = self.b.bin_imm(BinOp::And, bytes, -16);
+        let unit = match size {
+            1 => Ty::I8,
+            2 => Ty::I16,
+            4 => Ty::I32,
+            _ => Ty::I64,
+        };
+        self.box_loop(&extents, None, 1, &mut |l, point| {
+            let mut at: Vec<Rep> = range.iter().map(|r| Rep::Uni(r.0)).collect();
+            for (&a, &rep) in others.iter().zip(point) {
+                at[a] = l.add_index(rep, Rep::Uni(range[a].0));
+            }
+            let run = |l: &mut Self, v: &View| {
+                let idx = v.index(l, &at);
+                match l.place(&v.storage, &idx) {
+                    Place::Steps { slot, .. } => l.address(&v.storage, slot),
+                    Place::Lanes(slots) => l.address(&v.storage, slots[0]),
+                }
+            };
+            let (from, to) = (run(l, src), run(l, dst));
+            let chunk = |l: &mut Self, lo: Val, hi: Val, ty: Ty, times: usize| {
+                let step = (ty.bytes() * times) as i64;
+                l.counted(lo, hi, step, &mut |l, i| {
+                    let (f, t) = (l.b.add(from, i), l.b.add(to, i));
+                    for k in 0..times {
+                        let offset = (k * ty.bytes()) as i32;
+                        let v = l.b.load(ty, f, offset);
+                        l.b.store(v, t, offset);
+                    }
+                    Ok(())
+                })
+            };
+            chunk(l, zero, long, Ty::I8x16, 4)?;
+            chunk(l, long, whole, Ty::I8x16, 1)?;
+            chunk(l, whole, bytes, unit, 1)
         })
     }
 

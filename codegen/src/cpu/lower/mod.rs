@@ -91,6 +91,10 @@ pub(crate) struct Lower<'f> {
     unguarded: HashSet<Op>,
     /// Values that the loop being examined defines itself.
     local_defs: HashSet<Value>,
+    /// The open loops of tile IR: depth of the scope they stand in, and the buffers that something in them may write.
+    loops: Vec<(usize, HashSet<Buffer>)>,
+    /// Loads being lowered read memory that does not change inside this scope.
+    invariant: Option<usize>,
 }
 
 /// Lowers a kernel.
@@ -122,6 +126,8 @@ pub(crate) fn lower(func: &Func, opts: &CpuOptions) -> Result<Lowered> {
         lane: 0,
         unguarded: HashSet::new(),
         local_defs: HashSet::new(),
+        loops: Vec::new(),
+        invariant: None,
     };
     let slots = arg_slots(func);
     l.load_args(&slots);
@@ -509,7 +515,11 @@ impl Lower<'_> {
             OpKind::TopK { src, values, indices, largest } => self.topk(at, src, values, indices, *largest)?,
             OpKind::Sort { keys, payload, descending } => self.sort(at, keys, payload.as_ref(), *descending)?,
             OpKind::Shuffle { op, src, dst, amount } => self.shuffle(at, *op, src, dst, *amount)?,
-            OpKind::For { kind, indices, extents, body } => self.for_loop(at, *kind, indices, extents, *body)?,
+            OpKind::For { kind, indices, extents, body } => {
+                self.enter_loop(*body);
+                self.for_loop(*kind, indices, extents, *body)?;
+                self.leave_loop();
+            }
             OpKind::If { cond, then_body, else_body } => self.if_op(*cond, *then_body, *else_body)?,
             OpKind::While { before, cond, body } => self.while_op(*before, *cond, *body)?,
             OpKind::Role { role: _, body } => self.region(*body)?,

@@ -8,12 +8,33 @@ use super::copy::View;
 use super::rep::{Rep, W, reg, vec_reg};
 use super::scalar::number_min_max;
 use super::{Lower, Result, Stride};
-use crate::cpu::loopir::{BinOp, FloatCc, UnOp, Val};
+use crate::cpu::loopir::{BinOp, FloatCc, Ty, UnOp, Val};
 use zellige_ir::numerics::Const;
 use zellige_ir::{CmpOp, DType, Op, ReduceOp, Window};
 
 /// Vector accumulators of a line: hides the latency of an addition.
 const ACCUMULATORS: usize = 4;
+
+/// How elements are combined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Exact,
+    /// Maxima and minima of floats up to the sign of zero.
+    Quick,
+}
+
+/// A line of a window along `axis` (or four), at `point` of the other axes.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    op: ReduceOp,
+    s: &'a View,
+    axis: usize,
+    outer: &'a [usize],
+    point: &'a [Rep],
+    /// The type in which elements are combined.
+    ty: DType,
+    guarded: bool,
+}
 
 /// The type in which elements of `ty` are combined.
 pub(super) fn accumulator(ty: DType) -> DType {
@@ -119,7 +140,8 @@ impl Lower<'_> {
                 } else {
                     Rep::Uni(l.immediate(ty, identity(op, ty).bits()))
                 };
-                let total = l.reduce_line(op, &s, axis, &outer, point, start, ty, guarded)?;
+                let line = Line { op, s: &s, axis, outer: &outer, point, ty, guarded };
+                let total = l.reduce_exactly(&line, start)?;
                 let total = l.cast(total, ty, to);
                 l.store_elem(&d.storage, &dst_idx, total, guard);
                 Ok(())
@@ -136,19 +158,47 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// Reduces the line (or four lines) at `point` of the other axes.
-    #[allow(clippy::too_many_arguments)]
-    fn reduce_line(
-        &mut self,
-        op: ReduceOp,
-        s: &View,
-        axis: usize,
-        outer: &[usize],
-        point: &[Rep],
-        start: Rep,
-        ty: DType,
-        guarded: bool,
-    ) -> Result<Rep> {
+    /// Reduces a line (or four). A maximum of floats is first taken with one instruction a step, which may return a
+    /// zero of the wrong sign: then, and only then, the line is reduced again with the exact rule.
+    fn reduce_exactly(&mut self, line: &Line<'_>, start: Rep) -> Result<Rep> {
+        let float = line.ty.is_float() && matches!(line.op, ReduceOp::Max | ReduceOp::Min);
+        if !float {
+            return self.reduce_line(line, start, Step::Exact);
+        }
+        let quick = self.reduce_line(line, start, Step::Quick)?;
+        let (v, is_wide) = match quick {
+            Rep::Vec(v) => (v, true),
+            other => (self.lane(other, line.ty, 0), false),
+        };
+        let zero = self.b.imm(self.b.ty(v), 0);
+        let zeros = self.b.fcmp(FloatCc::Eq, v, zero);
+        let any = if is_wide { self.b.convert(UnOp::AnyTrue, Ty::I8, zeros) } else { zeros };
+        self.b.begin_if(any);
+        let exact = self.reduce_line(line, start, Step::Exact)?;
+        let exact = if is_wide { self.as_vec(exact, line.ty) } else { self.lane(exact, line.ty, 0) };
+        self.b.begin_else(&[exact]);
+        let v = self.b.end_if(&[v])[0];
+        Ok(if is_wide { Rep::Vec(v) } else { Rep::Uni(v) })
+    }
+
+    /// One step by the exact rule, or by the machine's own maximum: right but for the sign of zero as long as the running
+    /// value is not NaN.
+    fn combine_by(&mut self, step: Step, op: ReduceOp, sum: Val, x: Val, ty: DType) -> Val {
+        match (step, op) {
+            (Step::Quick, ReduceOp::Max) => {
+                let wins = self.b.fcmp(FloatCc::Lt, sum, x);
+                self.b.select(wins, x, sum)
+            }
+            (Step::Quick, ReduceOp::Min) => {
+                let wins = self.b.fcmp(FloatCc::Lt, x, sum);
+                self.b.select(wins, x, sum)
+            }
+            _ => self.combine(op, sum, x, ty),
+        }
+    }
+
+    fn reduce_line(&mut self, line: &Line<'_>, start: Rep, step: Step) -> Result<Rep> {
+        let Line { op, s, axis, outer, point, ty, guarded } = *line;
         let from = s.storage.dtype;
         let n = s.shape[axis] as i64;
         let pad = self.immediate(from, 0);
@@ -165,18 +215,21 @@ impl Lower<'_> {
         let zero = self.b.i64(0);
         if point.iter().any(|p| !p.is_uniform()) {
             let start = self.as_vec(start, ty);
+            // What comes from before may be NaN, and goes in last.
+            let first = if step == Step::Quick { self.neutral(op, ty) } else { start };
             let end = self.b.i64(n);
-            let lp = self.b.begin_for(zero, end, 1, &[start]);
+            let lp = self.b.begin_for(zero, end, 1, &[first]);
             let x = load(self, Rep::Uni(lp.iv));
             let x = self.as_vec(x, ty);
-            let next = self.combine(op, lp.params[0], x, ty);
-            return Ok(Rep::Vec(self.b.end_for(lp, &[next])[0]));
+            let next = self.combine_by(step, op, lp.params[0], x, ty);
+            let total = self.b.end_for(lp, &[next])[0];
+            return Ok(Rep::Vec(if step == Step::Quick { self.combine(op, start, total, ty) } else { total }));
         }
         let mut total = self.lane(start, ty, 0);
         let along = s.stride(axis) == Stride::Const(1) && vec_reg(ty).is_some() && !guarded;
         let vectors = if along { n / W as i64 } else { 0 };
         if vectors > 0 {
-            let partial = self.reduce_vectors(op, vectors, ty, &load);
+            let partial = self.reduce_vectors(op, vectors, ty, step, &load);
             total = self.fold_lanes(op, total, partial, ty);
         }
         let (lo, hi) = (self.b.i64(vectors * W as i64), self.b.i64(n));
@@ -190,17 +243,28 @@ impl Lower<'_> {
         Ok(Rep::Uni(total))
     }
 
-    /// Combines the first `vectors` vectors of a line in several accumulators.
-    fn reduce_vectors(&mut self, op: ReduceOp, vectors: i64, ty: DType, load: &dyn Fn(&mut Self, Rep) -> Rep) -> Val {
-        let w = W as i64;
-        let many = (ACCUMULATORS as i64).min(vectors);
-        // -0 is what leaves every float sum as it is.
+    /// What leaves every element as it is, in every lane: -0 for a sum of floats.
+    fn neutral(&mut self, op: ReduceOp, ty: DType) -> Val {
         let neutral = match (op, ty.is_float()) {
             (ReduceOp::Sum, true) => Const::from_f64(ty, -0.0),
             _ => identity(op, ty),
         };
-        let init = self.immediate(ty, neutral.bits());
-        let init = self.as_vec(Rep::Uni(init), ty);
+        let v = self.immediate(ty, neutral.bits());
+        self.as_vec(Rep::Uni(v), ty)
+    }
+
+    /// Combines the first `vectors` vectors of a line in several accumulators.
+    fn reduce_vectors(
+        &mut self,
+        op: ReduceOp,
+        vectors: i64,
+        ty: DType,
+        step: Step,
+        load: &dyn Fn(&mut Self, Rep) -> Rep,
+    ) -> Val {
+        let w = W as i64;
+        let many = (ACCUMULATORS as i64).min(vectors);
+        let init = self.neutral(op, ty);
         let whole = vectors - vectors % many;
         let (zero, end) = (self.b.i64(0), self.b.i64(whole * w));
         let outer = self.wide;
@@ -211,7 +275,7 @@ impl Lower<'_> {
                 let base = self.b.add_imm(lp.iv, k * w);
                 let x = load(self, Rep::Lin { base, step: 1 });
                 let x = self.as_vec(x, ty);
-                self.combine(op, lp.params[k as usize], x, ty)
+                self.combine_by(step, op, lp.params[k as usize], x, ty)
             })
             .collect();
         let mut sums = self.b.end_for(lp, &nexts);
@@ -219,7 +283,7 @@ impl Lower<'_> {
             let base = self.b.i64(v * w);
             let x = load(self, Rep::Lin { base, step: 1 });
             let x = self.as_vec(x, ty);
-            sums[k] = self.combine(op, sums[k], x, ty);
+            sums[k] = self.combine_by(step, op, sums[k], x, ty);
         }
         self.wide = outer;
         while sums.len() > 1 {
