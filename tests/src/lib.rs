@@ -2,3 +2,4 @@
 
 pub mod filetest;
 pub mod random;
+pub mod simulate;

@@ -193,7 +193,7 @@ fn cast_reg(b: &mut Builder, target: Target, v: Val, from: DType, to: DType) -> 
 
 /// A small constant of any type in its register.
 fn constant(b: &mut Builder, ty: DType, v: f64) -> Val {
-    let bits = zellige_ir::Const::from_f64(ty, v).bits();
+    let bits = value::bits(zellige_ir::Const::from_f64(ty, v));
     b.kernel.constant(value::class(ty), bits)
 }
 

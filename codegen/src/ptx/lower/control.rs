@@ -40,7 +40,7 @@ impl Lowerer<'_> {
                         Ok(())
                     }
                     LoopKind::Persistent => {
-                        let (first, step) = self.block_stride(extent);
+                        let (first, step) = self.block_stride();
                         self.serial(index, first, extent, step, body)
                     }
                     LoopKind::Pipelined { stages } if stages >= 2 && !self.in_pipeline => {
@@ -52,20 +52,18 @@ impl Lowerer<'_> {
         }
     }
 
-    /// The block's linear id and the number of blocks.
-    fn block_stride(&mut self, extent: Idx) -> (Idx, Idx) {
-        let b = &mut self.b;
-        let axes = [(Special::CtaX, Special::GridX), (Special::CtaY, Special::GridY), (Special::CtaZ, Special::GridZ)];
+    /// The block's linear id, by its coordinates in whatever order blocks run, and the number of blocks.
+    fn block_stride(&mut self) -> (Idx, Idx) {
+        let sizes = [Special::GridX, Special::GridY, Special::GridZ];
         let (mut id, mut count) = (Idx::constant(0), Idx::constant(1));
-        for (at, size) in axes.into_iter().take(self.func.grid.len().max(1)) {
-            let at = Idx { hi: i64::from(i32::MAX), ..Idx::new(b.special(at), 0, 1, 1) };
-            let size = Idx { hi: i64::from(i32::MAX), ..Idx::new(b.special(size), 1, 2, 1) };
-            let part = index::mul(b, at, count);
-            id = index::add(b, id, part);
-            count = index::mul(b, count, size);
+        for (&v, size) in self.func.block_ids.iter().zip(sizes) {
+            let Some(Scalar::Idx(at)) = self.env[v.index()] else { continue };
+            let size = self.b.special(size);
+            let size = Idx::new(size, 1, i64::from(i32::MAX), 1);
+            let part = index::mul(&mut self.b, at, count);
+            id = index::add(&mut self.b, id, part);
+            count = index::mul(&mut self.b, count, size);
         }
-        // A block whose id is beyond the extent runs nothing, so the bounds of the index are those of the extent.
-        let _ = extent;
         (id, count)
     }
 

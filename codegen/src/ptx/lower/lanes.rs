@@ -28,12 +28,14 @@ pub struct Lanes {
     pub cond: Vec<Option<Val>>,
     /// True in one of the threads that execute the same iterations.
     pub primary: Option<Val>,
+    /// Buffers in memory that the loop reads and writes: a replica must not read what the primary may have replaced.
+    pub in_place: Rc<Vec<Buffer>>,
 }
 
 impl Lanes {
-    pub fn new(live: Vec<Option<Val>>, primary: Option<Val>) -> Lanes {
+    pub fn new(live: Vec<Option<Val>>, primary: Option<Val>, in_place: Rc<Vec<Buffer>>) -> Lanes {
         let cond = vec![None; live.len()];
-        Lanes { which: (0..live.len()).collect(), live, cond, primary }
+        Lanes { which: (0..live.len()).collect(), live, cond, primary, in_place }
     }
 
     fn only(&self, lane: usize) -> Lanes {
@@ -166,7 +168,9 @@ impl Lowerer<'_> {
                 for (&lane, c) in lanes.which.iter().zip(&at) {
                     let inside = view.guard(&mut self.b, c);
                     let active = self.active(lanes, lane);
-                    guards.push(self.b.and_guard(inside, active));
+                    let guard = self.b.and_guard(inside, active);
+                    let alone = lanes.primary.filter(|_| lanes.in_place.contains(&buffer));
+                    guards.push(self.b.and_guard(guard, alone));
                 }
                 view.load(&mut self.b, &at, &guards)
             }

@@ -151,13 +151,13 @@ impl<'f> Lowerer<'f> {
     fn constant(&mut self, c: zellige_ir::Const) -> Scalar {
         match c.dtype() {
             DType::Index => Scalar::Idx(Idx::constant(c.as_i64())),
-            ty => Scalar::Reg(self.b.kernel.constant(value::class(ty), c.bits())),
+            ty => Scalar::Reg(self.b.kernel.constant(value::class(ty), value::bits(c))),
         }
     }
 
     /// A constant in its register.
     fn constant_reg(&mut self, c: zellige_ir::Const) -> Val {
-        self.b.kernel.constant(value::class(c.dtype()), c.bits())
+        self.b.kernel.constant(value::class(c.dtype()), value::bits(c))
     }
 
     fn reg(&mut self, op: Op, v: Value, lane: Option<usize>) -> Result<Val> {

@@ -40,7 +40,31 @@ impl Lowerer<'_> {
             }
             None => None,
         };
-        let staged = self.staged_fragments(op, &accesses, body, plan.as_ref().map(|(e, d)| (&e[..], &**d)));
+        let layout = plan.as_ref().map(|(e, d)| (&e[..], &**d));
+        let updated = |b: Buffer| {
+            accesses.iter().any(|a| a.write && a.buffer == b) && accesses.iter().any(|a| !a.write && a.buffer == b)
+        };
+        let mut in_place: Vec<Buffer> =
+            accesses.iter().map(|a| a.buffer).filter(|&b| self.memory(b).is_some() && updated(b)).collect();
+        // A fragment that is staged lies in memory during the loop.
+        let staged = loop {
+            let staged = self.staged_fragments(&accesses, body, &in_place, layout);
+            let more: Vec<Buffer> =
+                staged.iter().map(|s| s.0).filter(|b| updated(*b) && !in_place.contains(b)).collect();
+            if more.is_empty() {
+                break staged;
+            }
+            in_place.extend(more);
+        };
+        for (buffer, _) in &staged {
+            self.explain.push(format!(
+                "staging: {} passes through shared memory in the parallel loop at {}: an iteration needs elements that \
+                 another thread holds",
+                self.name(*buffer),
+                self.span(op)
+            ));
+        }
+        let in_place = Rc::new(in_place);
         let mut kept = Vec::new();
         for (buffer, written) in staged {
             let view = self.readable(op, buffer)?;
@@ -49,7 +73,7 @@ impl Lowerer<'_> {
         }
         self.b.phase("parallel loop");
         match &plan {
-            Some((_, dist)) => self.parallel_under(op, indices, bounds, dist, &accesses, body)?,
+            Some((_, dist)) => self.parallel_under(op, indices, bounds, dist, &accesses, &in_place, body)?,
             None => self.parallel_dynamic(op, indices, bounds, &accesses, body)?,
         }
         for (buffer, written, registers, view) in kept {
@@ -71,17 +95,17 @@ impl Lowerer<'_> {
     /// Fragments whose elements this loop cannot meet in the registers of the thread that asks, and whether they are
     /// written.
     fn staged_fragments(
-        &mut self,
-        op: Op,
+        &self,
         accesses: &[Access],
         body: Region,
+        in_place: &[Buffer],
         plan: Option<(&[usize], &Dist)>,
     ) -> Vec<(Buffer, bool)> {
-        // A replica does not see the result of an atomic that only the primary executes.
-        let mut atomic_result = false;
+        // A replica does not see the result of an atomic, or an element updated in place, that only the primary handles.
+        let mut primary_only = !in_place.is_empty();
         self.walk_ops(body, &mut |_, kind| {
             if let OpKind::Atomic { out, .. } = kind {
-                atomic_result |= self.is_used(out.0);
+                primary_only |= self.is_used(out.0);
             }
         });
         let replicas = plan.is_some_and(|(_, d)| !d.replicas.is_empty());
@@ -89,7 +113,7 @@ impl Lowerer<'_> {
         for access in accesses {
             let Some(frag) = self.dist_of(access.buffer) else { continue };
             let direct = plan.is_some_and(|(extents, dist)| meets(extents, dist, &frag, &access.forms));
-            if direct && !(access.write && replicas && atomic_result) {
+            if direct && !(access.write && replicas && primary_only) {
                 continue;
             }
             match staged.iter_mut().find(|(b, _)| *b == access.buffer) {
@@ -97,19 +121,13 @@ impl Lowerer<'_> {
                 None => {
                     let written = accesses.iter().any(|a| a.buffer == access.buffer && a.write);
                     staged.push((access.buffer, written));
-                    self.explain.push(format!(
-                        "staging: {} passes through shared memory in the parallel loop at {}: the loop at {} needs \
-                         elements that other threads hold",
-                        self.name(access.buffer),
-                        self.span(op),
-                        self.func.ops[access.op].span
-                    ));
                 }
             }
         }
         staged
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn parallel_under(
         &mut self,
         op: Op,
@@ -117,6 +135,7 @@ impl Lowerer<'_> {
         bounds: &[Idx],
         dist: &Rc<Dist>,
         accesses: &[Access],
+        in_place: &Rc<Vec<Buffer>>,
         body: Region,
     ) -> Result {
         let in_registers = accesses.iter().any(|a| self.dist_of(a.buffer).is_some());
@@ -139,7 +158,7 @@ impl Lowerer<'_> {
                     continue;
                 }
                 let coords: Vec<Coords> = regs.iter().map(|&r| part.coords(r)).collect();
-                l.lanes_of(op, indices, &coords, Lanes::new(live, primary), body)?;
+                l.lanes_of(op, indices, &coords, Lanes::new(live, primary, in_place.clone()), body)?;
             }
             Ok(())
         })
@@ -208,7 +227,7 @@ impl Lowerer<'_> {
                 c
             })
             .collect();
-        let lanes = Lanes::new(vec![None; coords.len()], None);
+        let lanes = Lanes::new(vec![None; coords.len()], None, Rc::default());
         self.lanes_of(op, indices, &coords, lanes, body)?;
         self.flush();
         self.b.end_for(v, lo, hi, step, false);

@@ -124,7 +124,7 @@ impl Lowerer<'_> {
 
         let part = self.part(&result_dist);
         let zero = Const::zero(self.dtype(dst.buffer));
-        let old = old.map(|o| self.load_part(&o, &part, zero));
+        let old = old.map(|o| self.load_primary(&o, &part, zero));
         let to = self.dtype(dst.buffer);
         let mut results = Vec::with_capacity(part.regs.len());
         for (i, &reg) in part.regs.iter().enumerate() {
@@ -135,6 +135,13 @@ impl Lowerer<'_> {
             let mut v = item.position.unwrap_or(item.value);
             if let Some(old) = &old {
                 let start = self.convert(old[i], to, ty);
+                v = self
+                    .combine(op, r, Item { value: start, position: None }, Item { value: v, position: None })?
+                    .value;
+            }
+            if old.is_none() && f == ReduceOp::Sum && ty.is_float() {
+                // A sum starts from +0, which shows if all elements are -0.
+                let start = self.constant_reg(Const::zero(ty));
                 v = self
                     .combine(op, r, Item { value: start, position: None }, Item { value: v, position: None })?
                     .value;
@@ -174,7 +181,11 @@ impl Lowerer<'_> {
     /// An item that loses against every other.
     fn neutral(&mut self, r: Reduction) -> Item {
         if !r.is_positional() {
-            let c = identity(r.f, r.ty).unwrap_or(Const::zero(r.ty));
+            let c = match r.f {
+                // -0 changes no sum, +0 would change that of negative zeros.
+                ReduceOp::Sum if r.ty.is_float() => Const::from_f64(r.ty, -0.0),
+                f => identity(f, r.ty).unwrap_or(Const::zero(r.ty)),
+            };
             return Item { value: self.constant_reg(c), position: None };
         }
         let worst = match r.from {
@@ -183,7 +194,7 @@ impl Lowerer<'_> {
             ty => {
                 let end = if r.f == ReduceOp::ArgMax { f64::NEG_INFINITY } else { f64::INFINITY };
                 let c = Const::from_f64(if ty == DType::Bool { DType::I32 } else { ty }, end);
-                self.b.kernel.constant(if ty == DType::Bool { Ty::B32 } else { value::class(ty) }, c.bits())
+                self.b.kernel.constant(if ty == DType::Bool { Ty::B32 } else { value::class(ty) }, value::bits(c))
             }
         };
         let last = self.b.c32(i64::from(i32::MAX));

@@ -2,7 +2,7 @@
 
 use super::index::Idx;
 use crate::ptx::simt::{MemTy, Num, Ty, Val};
-use zellige_ir::DType;
+use zellige_ir::{Const, DType};
 
 /// A tile IR scalar: an `index` with its constant part and bounds, or a register of the class of its type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,4 +59,9 @@ pub fn mem(ty: DType) -> Option<MemTy> {
         DType::F64 => Some(MemTy::F64),
         DType::F4E2M1 => None,
     }
+}
+
+/// The bits of a constant as its register holds them: narrow signed integers are sign-extended.
+pub fn bits(c: Const) -> u64 {
+    if c.dtype().is_signed_int() { c.as_i64() as u64 } else { c.bits() }
 }

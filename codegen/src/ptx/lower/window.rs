@@ -266,6 +266,20 @@ impl Lowerer<'_> {
         }
     }
 
+    /// As [`Lowerer::load_part`] of elements that the part's primary threads are about to replace in the same phase: only
+    /// they read memory.
+    pub(super) fn load_primary(&mut self, source: &Source, part: &Part, pad: Const) -> Vec<Val> {
+        match source {
+            Source::Registers { .. } => self.load_part(source, part, pad),
+            Source::Memory { view, offsets, axes } => {
+                let (at, guards) = self.places_of(view, offsets, axes, part);
+                let primary = part.dist.primary(&mut self.b, self.tid);
+                let guards: Vec<Option<Val>> = guards.into_iter().map(|g| self.b.and_guard(g, primary)).collect();
+                view.load(&mut self.b, &at, &guards)
+            }
+        }
+    }
+
     /// Replaces elements whose guard is false (they were loaded as zero).
     pub(super) fn pad(&mut self, vals: Vec<Val>, guards: &[Option<Val>], pad: Const) -> Vec<Val> {
         if pad.bits() == 0 {

@@ -1,7 +1,7 @@
 //! Shared-memory planning: objects that are never alive together share bytes.
 //!
-//! An object lives from its first to its last access in program order; if a loop that does not contain the object's birth
-//! accesses it, over the whole loop. Objects are placed first fit in order of size.
+//! An object lives from the first phase that accesses it to the last (within a phase nothing is ordered); if a loop that
+//! does not contain the object's birth accesses it, over the whole loop. Objects are placed first fit in order of size.
 
 use crate::ptx::simt::{Block, Effect, Kernel, Obj, ObjKind, SimtOp};
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ struct Life {
 struct Lives<'k> {
     k: &'k Kernel,
     lives: HashMap<Obj, Life>,
+    /// Number of the phase.
     position: usize,
     /// Enclosing blocks with, for loop bodies, the position where the loop began.
     path: Vec<(Block, Option<usize>)>,
@@ -66,9 +67,9 @@ pub fn plan(k: &mut Kernel, explain: &mut Vec<String>) {
 impl Lives<'_> {
     fn block(&mut self, block: Block) {
         for &inst in &self.k.blocks[block] {
-            self.position += 1;
             let op = &self.k.insts[inst].op;
             match op {
+                SimtOp::Phase { .. } | SimtOp::Bar {} => self.position += 1,
                 SimtOp::Ld { addr, .. }
                 | SimtOp::St { addr, .. }
                 | SimtOp::LdMatrix { addr, .. }
@@ -91,7 +92,10 @@ impl Lives<'_> {
             self.block(b);
             self.path.pop();
         }
-        self.position += 1;
+        if self.position != start {
+            // What follows belongs to no phase of the nested blocks.
+            self.position += 1;
+        }
         let depth = self.path.len();
         let end = self.position;
         let lives = &mut self.lives;
