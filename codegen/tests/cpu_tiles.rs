@@ -585,7 +585,7 @@ fn linear_indices_in_vectors() {
 #[test]
 fn atomics() {
     for (ty, ops) in [
-        (DType::I32, &AtomicOp::ALL[..]),
+        (DType::I32, AtomicOp::ALL),
         (DType::U32, AtomicOp::ALL),
         (DType::I64, AtomicOp::ALL),
         (DType::U64, AtomicOp::ALL),

@@ -1,5 +1,7 @@
 //! The PTX backend against the interpreter, on the simulated GPU.
 
+// Not all of what the snapshots use is run here.
+#[allow(dead_code)]
 #[path = "../../codegen/tests/ptx/kernels.rs"]
 mod kernels;
 

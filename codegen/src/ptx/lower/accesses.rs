@@ -1,6 +1,6 @@
 //! What a parallel loop touches, and which of its indices stand where: the input of layout inference.
 
-use zellige_ir::{BinaryOp, Buffer, Func, Op, OpKind, Region, Value, ValueDef};
+use zellige_ir::{BinaryOp, Buffer, Func, OpKind, Region, Value, ValueDef};
 
 /// An index as far as layouts care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,7 +17,6 @@ pub enum Form {
 /// An element access in a parallel loop.
 #[derive(Clone, Debug)]
 pub struct Access {
-    pub op: Op,
     pub buffer: Buffer,
     pub forms: Vec<Form>,
     /// The last index follows the loop's last index with step one (its other parts do not depend on it).
@@ -28,7 +27,7 @@ pub struct Access {
 /// All element accesses of a parallel loop's body, in program order.
 pub fn loop_accesses(func: &Func, indices: &[Value], body: Region) -> Vec<Access> {
     let mut found = Vec::new();
-    func.walk(body, &mut |op, data| {
+    func.walk(body, &mut |_, data| {
         let (buffer, at, write) = match &data.kind {
             OpKind::Load { buffer, indices, .. } => (*buffer, indices, false),
             OpKind::Store { buffer, indices, .. } | OpKind::Atomic { buffer, indices, .. } => (*buffer, indices, true),
@@ -46,7 +45,7 @@ pub fn loop_accesses(func: &Func, indices: &[Value], body: Region) -> Vec<Access
             }
             None => false,
         };
-        found.push(Access { op, buffer, forms, contiguous, write });
+        found.push(Access { buffer, forms, contiguous, write });
     });
     found
 }
