@@ -80,7 +80,10 @@ fn every_stage_can_be_shown() {
 #[test]
 fn mistakes_are_one_line_with_the_way_out() {
     fails(&["describe", "gmem"], "zellige: no kernel `gmem`: did you mean `gemm`?; `zellige list` shows them all");
-    fails(&["check", "gemm", "--device", "tpu"], "zellige: no device `tpu`: the devices are: cpu, interp");
+    fails(
+        &["check", "gemm", "--device", "tpu"],
+        "zellige: no device `tpu`: the devices are: cpu, interp, sim, cuda, cuda:N",
+    );
     fails(&["check", "gemm", "--case", "nowhere"], "zellige: no problem's name contains `nowhere`");
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (file(&dir, "x.safetensors"), file(&dir, "y.safetensors"));

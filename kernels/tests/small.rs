@@ -4,14 +4,8 @@ use zellige::runtime::Device;
 use zellige_kernels::library::{Scale, all};
 use zellige_kernels::run::run;
 
-/// Every kernel passes.
+/// Runs the small cases of every kernel on a device and reports all failures together.
 fn check(device: &Device) {
-    let failures = failures(device);
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-/// Runs the small cases of every kernel on a device and returns what went wrong, led by the kernel's name.
-fn failures(device: &Device) -> Vec<String> {
     let stream = device.stream();
     let mut failures = Vec::new();
     for kernel in all() {
@@ -30,7 +24,7 @@ fn failures(device: &Device) -> Vec<String> {
             }
         }
     }
-    failures
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
@@ -43,19 +37,7 @@ fn the_cpu_agrees_with_the_references() {
     check(&Device::cpu());
 }
 
-/// Kernels whose PTX the simulator finds a race in. An entry goes when its kernel passes: the test insists.
-const RACY_ON_GPU: [&str; 1] = ["mhc_mix_norm"];
-
 #[test]
 fn the_simulated_gpu_agrees_with_the_references() {
-    let (known, failures): (Vec<String>, Vec<String>) =
-        failures(&Device::sim()).into_iter().partition(|f| RACY_ON_GPU.iter().any(|k| f.starts_with(&format!("{k} "))));
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-    for kernel in RACY_ON_GPU {
-        assert!(
-            known.iter().any(|f| f.starts_with(&format!("{kernel} "))),
-            "{kernel} passes now: take it off the list"
-        );
-    }
-    assert!(known.iter().all(|f| f.contains("SharedRace")), "{}", known.join("\n"));
+    check(&Device::sim());
 }

@@ -171,9 +171,11 @@ impl Executable for CudaExecutable {
                     let n = t.byte_range().len();
                     // SAFETY: the launch holds the tensor's storage, and its bytes span this range.
                     let bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) };
-                    // An empty tensor still needs an address.
-                    let bytes = if n == 0 { &[0u8; 16][..] } else { bytes };
-                    Some(shared.stream.clone_htod(bytes).map_err(failed)?)
+                    // Whole words, since kernels update packed elements of the last one in place, and at least one, so that
+                    // an empty tensor has an address.
+                    let mut buffer = shared.stream.alloc_zeros::<u8>(n.next_multiple_of(16).max(16)).map_err(failed)?;
+                    shared.stream.memcpy_htod(bytes, &mut buffer.slice_mut(..n)).map_err(failed)?;
+                    Some(buffer)
                 }
             });
         }

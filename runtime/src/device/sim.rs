@@ -9,6 +9,9 @@ use zellige_ir::Func;
 
 const NAME: &str = "sim";
 
+/// Bytes that device memory is handed out in, at least.
+const WORD: usize = 4;
+
 /// Compiles for the newest architecture that the simulator and the compiler know.
 pub(super) struct Sim;
 
@@ -54,8 +57,10 @@ impl Bound for BoundSimulated<'_> {
             if let Some(t) = arg.tensor() {
                 let n = t.byte_range().len();
                 // SAFETY: the launch holds the tensor's storage, and its bytes span this range.
-                let bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) };
-                addresses[i] = memory.alloc_init(&format!("argument {i}"), bytes);
+                let mut bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) }.to_vec();
+                // Device memory comes in whole words: kernels update packed elements of the last one in place.
+                bytes.resize(n.next_multiple_of(WORD), 0);
+                addresses[i] = memory.alloc_init(&format!("argument {i}"), &bytes);
             }
         }
         let values = ptx_args::values(kernel, call, NAME, |i| addresses[i])?;
