@@ -1,7 +1,7 @@
 //! `#[kernel]`, `#[tile]` and `#[derive(Tune)]`.
 //!
 //! `#[kernel]` keeps the function as Rust that rustc type-checks, rewrites only what Rust cannot overload
-//! ([`rewrite`]), and adds a typed launcher ([`kernel`]). On an error the item is emitted too, its helper
+//! (module `rewrite`), and adds a typed launcher (module `kernel`). On an error the item is emitted too, its helper
 //! attributes stripped, so that editors keep completing inside it.
 
 mod kernel;
