@@ -58,7 +58,8 @@ pub fn launch(problem: &Problem, stream: &Stream) -> Result<(), LaunchError> {
     problem.kernel.launch_args(stream, &arguments(problem))
 }
 
-fn arguments(problem: &Problem) -> Vec<Arg<'_>> {
+/// The problem's arguments as its kernel takes them.
+pub(crate) fn arguments(problem: &Problem) -> Vec<Arg<'_>> {
     let signature = problem.kernel.signature();
     let written = |i: usize| matches!(signature.params.get(i), Some(ParamSpec::Tensor(t)) if t.access == Access::Write);
     problem

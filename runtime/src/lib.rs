@@ -9,6 +9,6 @@ pub mod launch;
 pub mod sim;
 pub mod tensor;
 
-pub use device::{BoundLaunch, BuildTimes, Device, Stream};
+pub use device::{BoundLaunch, BuildTimes, Device, Resources, Stream};
 pub use launch::{Arg, DimSpec, LaunchError, ParamSpec, Recordable, Signature, Sizes, TensorSpec, bind};
 pub use tensor::{DeviceTensor, DynTensor, TensorError};

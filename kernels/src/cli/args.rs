@@ -23,6 +23,8 @@ pub enum Command {
     List(List),
     /// Compile kernels, run them on problems with known answers, and compare.
     Check(Check),
+    /// Time kernels on V4-sized problems, without comparing anything.
+    Bench(Bench),
     /// Show a kernel's arguments, dims and config space.
     Describe(Describe),
     /// Run a kernel on tensors of your own.
@@ -57,6 +59,36 @@ pub struct Check {
     /// Timed launches after the first; the fastest counts.
     #[arg(long, default_value_t = 2)]
     pub repeats: usize,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Bench {
+    /// Kernels to time; all of them if none is named.
+    pub kernels: Vec<String>,
+    /// Where to run: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Which problems: small edge cases, one of V4 size, or all of V4 size.
+    #[arg(long, value_enum, default_value_t)]
+    pub scale: ScaleArg,
+    /// Only problems whose name contains this.
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Config field to change, as `name=value`.
+    #[arg(long = "set", value_parser = setting)]
+    pub settings: Vec<(String, TuneValue)>,
+    /// Timed launches after the warm-up.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeats: u32,
+    /// Seconds after which a problem is given up, its inputs and its compilation included.
+    #[arg(long, default_value_t = 60.0)]
+    pub limit_s: f64,
+    /// Keep the results in this JSON file, rewritten after every problem.
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, and how errors reach the user. One file a command.
 
 mod args;
+mod bench;
 mod check;
 mod describe;
 mod emit;
@@ -21,6 +22,7 @@ pub fn main() -> ExitCode {
         None => check::run(&args::Check { json: args.json, ..args::Check::default() }),
         Some(args::Command::List(a)) => list::run(&a),
         Some(args::Command::Check(a)) => check::run(&a),
+        Some(args::Command::Bench(a)) => bench::run(a),
         Some(args::Command::Describe(a)) => describe::run(&a),
         Some(args::Command::Run(a)) => run::run(&a),
         Some(args::Command::Emit(a)) => emit::run(&a),

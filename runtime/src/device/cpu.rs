@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use zellige_codegen::cpu::abi::{Failure, FailureKind, scalar_slot};
 use zellige_codegen::cpu::exec::{Arena, Executable as Code};
 use zellige_codegen::cpu::{ArgSlot, CpuKernel, CpuOptions, compile, host_fingerprint};
@@ -15,6 +16,10 @@ use zellige_ir::{BinaryOp, Func, OpKind};
 
 /// Blocks are handed to threads in so many pieces each, so that threads which finish early take more.
 const PIECES_PER_THREAD: usize = 8;
+
+/// Bytes copied to measure memory bandwidth, larger than any cache, and the piece of one task.
+const COPY_BYTES: usize = 256 << 20;
+const COPY_PIECE: usize = 1 << 20;
 
 pub(super) struct Cpu {
     cache: KernelCache,
@@ -35,6 +40,23 @@ impl Cpu {
 impl Backend for Cpu {
     fn name(&self) -> String {
         "cpu".to_owned()
+    }
+
+    /// The fastest of a few copies by all threads of memory that no cache holds.
+    fn copy_rate(&self) -> Result<Option<f64>, String> {
+        let source = vec![1u8; COPY_BYTES];
+        let mut target = vec![0u8; COPY_BYTES];
+        let fastest = (0..5)
+            .map(|_| {
+                let start = Instant::now();
+                let pieces = target.par_chunks_mut(COPY_PIECE).zip(source.par_chunks(COPY_PIECE));
+                pieces.for_each(|(to, from)| to.copy_from_slice(from));
+                std::hint::black_box(&target);
+                start.elapsed()
+            })
+            .min()
+            .unwrap_or_default();
+        Ok((!fastest.is_zero()).then(|| 2.0 * COPY_BYTES as f64 / fastest.as_secs_f64()))
     }
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {

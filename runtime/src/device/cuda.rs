@@ -3,7 +3,7 @@
 //! The driver's own compiler turns our PTX into machine code. Tensors are uploaded when a launch is bound and the written
 //! ones downloaded when it is finished; in between a kernel runs, and is timed with events, on resident data.
 
-use super::{Backend, Bound, Executable, Launch, ptx_args};
+use super::{Backend, Bound, Executable, Launch, Resources, ptx_args};
 use crate::launch::{Arg, LaunchError};
 use cudarc::driver::sys::{self, CUfunction_attribute_enum, CUjit_option};
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result};
@@ -16,6 +16,9 @@ use zellige_ir::Func;
 
 /// Written between two timed launches, larger than the L2 cache of any GPU so far.
 const FLUSH_BYTES: usize = 256 << 20;
+
+/// Copied to measure memory bandwidth, so much more than the L2 cache that the cache does not matter.
+const COPY_BYTES: usize = 1 << 30;
 
 /// Room for what the driver's compiler says about a module.
 const LOG_BYTES: usize = 16 << 10;
@@ -107,12 +110,64 @@ impl Backend for Cuda {
         false
     }
 
+    fn copy_rate(&self) -> Result<Option<f64>, String> {
+        self.shared.usable("copy").map_err(|e| e.to_string())?;
+        copy_rate(&self.shared).map(Some).map_err(describe)
+    }
+
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
         let kernel = compile(func, &PtxOptions::new(self.shared.arch)).map_err(|e| e.to_string())?;
         self.shared.context.bind_to_thread().map_err(describe)?;
         let function = load_function(&kernel)?;
-        Ok(Arc::new(CudaExecutable { shared: Arc::clone(&self.shared), kernel, function }))
+        let resources = resources(&self.shared, &kernel, function).map_err(describe)?;
+        Ok(Arc::new(CudaExecutable { shared: Arc::clone(&self.shared), kernel, function, resources }))
     }
+}
+
+/// The median of a few copies between two buffers that no cache holds, in bytes read and written a second.
+fn copy_rate(shared: &Shared) -> Result<f64, DriverError> {
+    const COPIES: usize = 11;
+    let (free, _) = shared.context.mem_get_info()?;
+    let bytes = COPY_BYTES.min(free / 4);
+    let stream = &shared.stream;
+    let source = stream.alloc_zeros::<u8>(bytes)?;
+    let mut target = stream.alloc_zeros::<u8>(bytes)?;
+    let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+    let mut events = Vec::new();
+    // The first is a warm-up.
+    for _ in 0..=COPIES {
+        let start = stream.record_event(flags)?;
+        stream.memcpy_dtod(&source, &mut target)?;
+        events.push((start, stream.record_event(flags)?));
+    }
+    stream.synchronize()?;
+    let times: Result<Vec<f32>, DriverError> = events[1..].iter().map(|(a, b)| a.elapsed_ms(b)).collect();
+    let mut times = times?;
+    times.sort_by(f32::total_cmp);
+    Ok(2.0 * bytes as f64 / (f64::from(times[COPIES / 2]) / 1e3))
+}
+
+/// Asks the driver what the kernel takes.
+fn resources(shared: &Shared, kernel: &PtxKernel, function: sys::CUfunction) -> Result<Resources, DriverError> {
+    let attribute = |which| {
+        // SAFETY: the function is valid.
+        unsafe { result::function::get_function_attribute(function, which) }.map(|n| u32::try_from(n).unwrap_or(0))
+    };
+    let dynamic = kernel.shared_bytes;
+    // SAFETY: the function is valid.
+    let blocks = unsafe {
+        result::occupancy::max_active_block_per_multiprocessor(function, kernel.threads as i32, dynamic as usize)
+    }?;
+    let blocks_per_sm = u32::try_from(blocks).unwrap_or(0);
+    let most = shared.context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
+    Ok(Resources {
+        registers: attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+        local_bytes: attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+        shared_bytes: attribute(CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? + dynamic,
+        threads: kernel.threads,
+        blocks_per_sm,
+        occupancy: f64::from(blocks_per_sm * kernel.threads) / f64::from(most.max(1)),
+    })
 }
 
 /// Compiles the PTX in the driver.
@@ -146,6 +201,7 @@ struct CudaExecutable {
     shared: Arc<Shared>,
     kernel: PtxKernel,
     function: sys::CUfunction,
+    resources: Resources,
 }
 
 // SAFETY: a function handle may be used from any thread that has its context current.
@@ -156,6 +212,10 @@ unsafe impl Sync for CudaExecutable {}
 impl Executable for CudaExecutable {
     fn is_from_cache(&self) -> bool {
         false
+    }
+
+    fn resources(&self) -> Option<Resources> {
+        Some(self.resources)
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {

@@ -7,7 +7,10 @@ mod cpu;
 mod cuda;
 mod interp;
 mod ptx_args;
+mod resources;
 mod sim;
+
+pub use resources::Resources;
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
 use crate::tensor::Hold;
@@ -29,6 +32,12 @@ pub(crate) trait Backend: Send + Sync {
         true
     }
 
+    /// How fast the device copies its own memory, in bytes read and written a second; `None` if that says nothing about
+    /// its kernels.
+    fn copy_rate(&self) -> Result<Option<f64>, String> {
+        Ok(None)
+    }
+
     /// Compiles a verified kernel, or loads it from the cache.
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String>;
 }
@@ -40,6 +49,11 @@ pub(crate) trait Executable: Send + Sync {
 
     /// Did the code come from the disk cache?
     fn is_from_cache(&self) -> bool;
+
+    /// What the kernel takes of the device; `None` if the device does not count it.
+    fn resources(&self) -> Option<Resources> {
+        None
+    }
 }
 
 /// A compiled kernel with its arguments in place.
@@ -110,7 +124,7 @@ impl BoundLaunch<'_> {
     }
 }
 
-/// What it took to make a kernel ready.
+/// What it took to make a kernel ready, and what it takes to run it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BuildTimes {
     /// Running the kernel's Rust body and verifying what it recorded.
@@ -119,6 +133,8 @@ pub struct BuildTimes {
     pub compile: Duration,
     /// Did the machine code come from the disk cache?
     pub from_cache: bool,
+    /// What the kernel takes of a GPU; `None` on other devices.
+    pub resources: Option<Resources>,
 }
 
 /// A kernel that is ready to run.
@@ -215,6 +231,15 @@ impl Device {
         self.0.backend.is_shared()
     }
 
+    /// Measures how fast the device copies memory, in bytes read and written a second: what a kernel that does little
+    /// arithmetic can reach at best. `None` on devices that only imitate hardware.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn copy_rate(&self) -> Result<Option<f64>, LaunchError> {
+        self.0.backend.copy_rate().map_err(|cause| LaunchError::Device { kernel: "copy", device: self.name(), cause })
+    }
+
     /// A queue of launches on this device.
     pub fn stream(&self) -> Stream {
         Stream { device: self.clone() }
@@ -248,7 +273,12 @@ impl Device {
             device: self.name(),
             cause,
         })?;
-        let times = BuildTimes { record, compile: start.elapsed(), from_cache: executable.is_from_cache() };
+        let times = BuildTimes {
+            record,
+            compile: start.elapsed(),
+            from_cache: executable.is_from_cache(),
+            resources: executable.resources(),
+        };
         Ok(Loaded { func, executable, times })
     }
 }
