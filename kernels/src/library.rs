@@ -278,6 +278,9 @@ pub type Dtypes = std::collections::BTreeMap<String, zellige_ir::DType>;
 pub fn all() -> &'static [&'static dyn LibraryKernel] {
     &[
         &crate::gemm::dense::Entry,
+        &crate::gemm::block_scaled::Entry,
+        &crate::gemm::grouped::Contiguous,
+        &crate::gemm::grouped::Masked,
         &crate::mhc::expand::ENTRY,
         &crate::mhc::mix::ENTRY,
         &crate::mhc::mix_norm::ENTRY,

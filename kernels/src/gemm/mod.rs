@@ -1,3 +1,7 @@
 //! Matrix products.
 
+pub mod block_scaled;
 pub mod dense;
+pub mod grouped;
+pub mod product;
+mod scaled_problem;

@@ -23,6 +23,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod engram;
 pub mod gemm;
+pub mod gemm_scaled;
 pub mod hadamard;
 pub mod metrics;
 pub mod mhc;

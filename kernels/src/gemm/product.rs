@@ -1,0 +1,140 @@
+//! What the block-scaled and grouped products share: the loop over the inner extent, with two levels of accumulation
+//! where the operands carry scale factors.
+//!
+//! A kernel says where its tiles lie; the order in which the products of an element are added depends on the config alone,
+//! so the bits of a row do not depend on the rows around it.
+
+use zellige::At;
+use zellige::prelude::*;
+
+/// Tile sizes of a product, and which elements of its operands share a scale factor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+#[tune(constraint = bm * bn <= 128 * 256 && bk > 0)]
+#[tune(constraint = !scaled || (a_group > 0 && b_rows > 0 && b_group > 0))]
+#[tune(constraint = !scaled || a_group.is_multiple_of(b_group) || b_group.is_multiple_of(a_group))]
+#[tune(constraint = !scaled || (bk.is_multiple_of(a_group.min(b_group))))]
+pub struct ProductConfig {
+    /// Rows of a tile. Where rows are grouped it divides the alignment of the groups.
+    #[tune(16, 32, 64, 128)]
+    pub bm: usize,
+    #[tune(64, 128, 256)]
+    pub bn: usize,
+    #[tune(64, 128)]
+    pub bk: usize,
+    #[tune(2..=5)]
+    pub stages: usize,
+    #[tune(128, 256)]
+    pub threads: usize,
+    /// The operands have scale factors; otherwise `a_sf` and `b_sf` are not read and may have any extents.
+    pub scaled: bool,
+    /// Columns of `a` that share a scale factor.
+    pub a_group: usize,
+    /// Rows of `b` that share a scale factor.
+    pub b_rows: usize,
+    /// Columns of `b` that share a scale factor.
+    pub b_group: usize,
+    /// The scale factors of `a` lie as `[groups, rows rounded up to 4]`; otherwise as `[rows, groups]`.
+    pub column_major: bool,
+}
+
+impl Default for ProductConfig {
+    /// FP8: `a` in groups of 1 x 128, `b` in blocks of 128 x 128.
+    fn default() -> ProductConfig {
+        ProductConfig {
+            bm: 128,
+            bn: 128,
+            bk: 128,
+            stages: 3,
+            threads: 256,
+            scaled: true,
+            a_group: 128,
+            b_rows: 128,
+            b_group: 128,
+            column_major: false,
+        }
+    }
+}
+
+impl ProductConfig {
+    /// Operands without scale factors.
+    pub fn unscaled() -> ProductConfig {
+        ProductConfig { bk: 64, scaled: false, ..ProductConfig::default() }
+    }
+
+    /// `b` in MXFP4: groups of 1 x 32.
+    pub fn mxfp4() -> ProductConfig {
+        ProductConfig { b_rows: 1, b_group: 32, ..ProductConfig::default() }
+    }
+}
+
+/// An element type of `b`, and the type that it is multiplied as: each value is exact in it.
+pub trait Weight: Element {
+    type Wide: Element;
+}
+
+impl Weight for bf16 {
+    type Wide = bf16;
+}
+
+impl Weight for f8e4m3 {
+    type Wide = f8e4m3;
+}
+
+impl Weight for f4e2m1 {
+    type Wide = f8e4m3;
+}
+
+/// A tile of `A B^T`, `cfg.bm` x `cfg.bn`, over an inner extent of `k`. `a` and `b` are the places of the operands' tiles that
+/// start at a column; `a_sf` and `b_sf` give the scale factor of a row of the tile and a group of columns.
+///
+/// Scaled operands: the products of as many columns as share both scale factors (128, or 32 for MXFP4) are summed by the
+/// matrix units, and that sum times the product of the factors is added to the result by a fused multiply-add in f32.
+#[tile]
+pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
+    t: T,
+    k: Idx,
+    a: impl Fn(Idx) -> At<A, NA>,
+    b: impl Fn(Idx) -> At<B, NB>,
+    a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    cfg: ProductConfig,
+) -> Fragment<f32, 2> {
+    let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
+    let (a_s, b_s) = (t.shared::<A, 2>([bm, bk]), t.shared::<B::Wide, 2>([bn, bk]));
+    let acc = t.fragment::<f32, 2>([bm, bn]);
+    t.clear(acc);
+    let step = a_group.min(b_group);
+    let part = t.fragment::<f32, 2>([bm, bn]);
+    let (of_a, of_b) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bn]));
+    for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
+        let depth = ko * bk;
+        t.copy(a(depth), a_s);
+        t.cast(b(depth), b_s);
+        if !cfg.scaled {
+            t.gemm(a_s, b_s.t(), acc);
+        } else {
+            for s in 0..bk / step {
+                let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
+                t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
+                let column = depth + s * step;
+                for i in t.parallel(bm) {
+                    of_a[i] = a_sf(i, column / a_group);
+                }
+                if cfg.b_rows.is_multiple_of(bn) {
+                    let f = b_sf(Idx::from(0usize), column / b_group);
+                    for (i, j) in t.parallel((bm, bn)) {
+                        acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * f, acc[(i, j)]);
+                    }
+                } else {
+                    for j in t.parallel(bn) {
+                        of_b[j] = b_sf(j, column / b_group);
+                    }
+                    for (i, j) in t.parallel((bm, bn)) {
+                        acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * of_b[j], acc[(i, j)]);
+                    }
+                }
+            }
+        }
+    }
+    acc
+}
