@@ -84,6 +84,31 @@ pub trait Kernel: Send + Sync {
     }
 }
 
+/// Records launches, to be run in order with one call as often as wanted ([`Stream::capture`]). A tensor that several of
+/// them use is one on the device: what a kernel writes the next ones read.
+///
+/// # Errors
+/// If the device has no such thing (only GPUs have), and as [`Kernel::launch_args`] for each launch.
+pub fn capture<'a>(stream: &Stream, calls: &[(&dyn Kernel, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
+    type Record<'k> = Box<dyn Fn(&Sizes) -> Result<Func, LaunchError> + 'k>;
+    let parts: Vec<(Signature, Record<'_>)> = calls
+        .iter()
+        .map(|(kernel, _)| {
+            let record: Record<'_> =
+                Box::new(|sizes| kernel.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into())));
+            (kernel.signature(), record)
+        })
+        .collect();
+    let launches: Vec<(Recordable<'_>, &'a [Arg<'a>])> = calls
+        .iter()
+        .zip(&parts)
+        .map(|((kernel, args), (signature, record))| {
+            (Recordable { key: kernel.key().as_str(), signature, record }, *args)
+        })
+        .collect();
+    stream.capture(&launches)
+}
+
 /// A tensor as a kernel parameter.
 #[diagnostic::on_unimplemented(
     message = "`&{Self}` is not a kernel parameter",

@@ -48,7 +48,7 @@ mod tune;
 
 pub use buffer::{At, Fragment, Local, Position, Shared, Subscript, Tensor, Tile, View};
 pub use expr::{Bits, Expr, Idx, Var, lit, select};
-pub use kernel::{Kernel, Key};
+pub use kernel::{Kernel, Key, capture};
 pub use loops::{Extents, Loop};
 pub use record::RecordError;
 pub use tile::{Gemm, Grid, T, ceil_pow2};

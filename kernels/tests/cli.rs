@@ -71,10 +71,114 @@ fn run_computes_on_the_users_tensors() {
 
 #[test]
 fn every_stage_can_be_shown() {
-    for (stage, word) in [("tile", "gemm"), ("loop", "loop"), ("clif", "function"), ("asm", "ret")] {
+    let stages = [
+        ("tile", "gemm"),
+        ("loop", "loop"),
+        ("clif", "function"),
+        ("asm", "ret"),
+        ("simt", "simt kernel"),
+        ("ptx", ".visible .entry"),
+    ];
+    for (stage, word) in stages {
         let o = zellige(&["emit", "gemm", "--case", "m=1 ", "--stage", stage]);
         assert!(o.status.success() && stdout(&o).contains(word), "{stage}: {}", stdout(&o));
     }
+}
+
+#[test]
+fn code_for_gpus_is_for_the_target_that_was_named() {
+    for target in ["sm_80", "sm_89", "sm_90a"] {
+        let o = zellige(&["emit", "gemm", "--case", "m=1 ", "--stage", "ptx", "--target", target, "--json"]);
+        let v: serde_json::Value = serde_json::from_str(&stdout(&o)).unwrap();
+        assert!(v["text"].as_str().unwrap().contains(&format!(".target {target}")), "{v}");
+        assert!(v["target"].as_str().unwrap().starts_with(target) && v["threads"].as_u64().unwrap() > 0);
+        assert!(!v["explain"].as_array().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn decisions_are_explained_with_the_authors_places() {
+    let o = zellige(&["emit", "gemm", "--explain"]);
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let text = stdout(&o);
+    for part in ["\nlayout\n", "\nbarrier\n", "\npipeline\n", "kernels/src/gemm/dense.rs:", " for sm_90a "] {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+}
+
+#[test]
+fn layouts_are_listed_and_drawn() {
+    let list = stdout(&zellige(&["layout", "gemm", "--json"]));
+    let tiles: Vec<serde_json::Value> = serde_json::from_str(&list).unwrap();
+    assert!(tiles.iter().any(|t| t["scope"] == "fragment") && tiles.iter().any(|t| t["scope"] == "shared"));
+    let dir = tempfile::tempdir().unwrap();
+    for tile in &tiles {
+        let (name, path) = (tile["buffer"].as_str().unwrap(), file(&dir, "tile.svg"));
+        let o = zellige(&["layout", "gemm", name, "--out", &path]);
+        assert!(o.status.success() && o.stdout.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+        let svg = std::fs::read_to_string(&path).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.contains(&format!("gemm, {name}: ")) && svg.contains("dense.rs:"));
+    }
+    fails(
+        &["layout", "gemm", "c"],
+        "zellige: `c` is a parameter of `gemm`: its layout is the caller's; `zellige layout gemm` shows the tiles",
+    );
+    fails(&["layout", "gemm", "acc"], "zellige: no tile `acc` in `gemm`; `zellige layout gemm` shows them all");
+}
+
+#[test]
+fn bench_times_without_comparing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "bench.json");
+    let only = ["bench", "rope", "--scale", "small", "--case", "tokens=5 "];
+    let o = zellige(&[&only[..], &["--repeats", "3", "--json", "--save", &path]].concat());
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&o)).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&path).unwrap()).unwrap(), report);
+    assert!(report["copy_gb_per_s"].as_f64().unwrap() > 0.0);
+    let row = &report["rows"][0];
+    assert_eq!((row["kernel"].as_str(), row["launches"].as_u64()), (Some("rope"), Some(3)));
+    for fact in ["time_us", "bytes", "gb_per_s", "of_copy"] {
+        assert!(row[fact].as_f64().unwrap() > 0.0, "{fact}: {row}");
+    }
+    let o = zellige(&[&only[..], &["--limit-s", "1e-6"]].concat());
+    assert_eq!(o.status.code(), Some(1));
+    assert!(stdout(&o).contains(": given up after 0.000001 s, "), "{}", stdout(&o));
+    fails(&["bench", "rope", "--limit-s", "0"], "zellige: --limit-s 0 is no time: give seconds");
+}
+
+#[test]
+fn the_cache_is_shown_checked_and_emptied() {
+    let dir = tempfile::tempdir().unwrap();
+    let cached = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zellige"));
+        command.args(args).env("ZELLIGE_CACHE_DIR", dir.path()).output().expect("the binary runs")
+    };
+    let ls = || serde_json::from_str::<serde_json::Value>(&stdout(&cached(&["cache", "--json"]))).unwrap();
+    let check = || {
+        let o = cached(&["check", "gemm", "--scale", "small", "--case", "m=1 ", "--device", "sim", "--json"]);
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout(&o)).unwrap();
+        assert_eq!(rows[0]["pass"], true);
+        (rows[0]["from_cache"].as_bool().unwrap(), String::from_utf8_lossy(&o.stderr).into_owned())
+    };
+    assert_eq!(ls()["entries"].as_array().unwrap().len(), 0);
+    assert_eq!(check(), (false, String::new()));
+    assert_eq!(check(), (true, String::new()));
+    let listed = ls();
+    assert_eq!(listed["entries"][0]["kind"], "ptx");
+    assert_eq!(listed["entries"][0]["metadata"]["kernel"], "dense_gemm");
+    assert!(cached(&["cache", "verify"]).status.success());
+    let entry = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&entry).unwrap();
+    std::fs::write(&entry, &whole[..whole.len() / 2]).unwrap();
+    let o = cached(&["cache", "verify"]);
+    assert_eq!(o.status.code(), Some(1));
+    assert!(stdout(&o).contains("0 good entries, 1 bad"), "{}", stdout(&o));
+    let (from_cache, warning) = check();
+    assert!(!from_cache && warning.trim_end().ends_with("the kernel is compiled anew"), "{warning}");
+    assert_eq!(check(), (true, String::new()));
+    assert!(stdout(&cached(&["cache", "clear"])).contains(": removed 1 entries, "));
+    assert_eq!(ls()["entries"].as_array().unwrap().len(), 0);
 }
 
 #[test]
@@ -84,6 +188,28 @@ fn mistakes_are_one_line_with_the_way_out() {
         &["check", "gemm", "--device", "tpu"],
         "zellige: no device `tpu`: the devices are: cpu, interp, sim, cuda, cuda:N",
     );
+    fails(
+        &["emit", "gemm", "--stage", "ptxx"],
+        "zellige: no stage `ptxx`: did you mean `ptx`?; the stages are: tile, loop, clif, asm, simt, ptx",
+    );
+    fails(
+        &["emit", "gemm", "--stage", "ptx", "--target", "sm_90"],
+        "zellige: no target `sm_90`: did you mean `sm_90a`?; the targets are: sm_80, sm_89, sm_90a",
+    );
+    fails(
+        &["emit", "gemm", "--stage", "loop", "--explain"],
+        "zellige: --explain tells of the way to a GPU, stage `loop` is not on it: use --stage simt or ptx",
+    );
+    fails(
+        &["emit", "gemm", "--target", "sm_80"],
+        "zellige: stage `tile` is not for a GPU: --target belongs to --stage simt or ptx",
+    );
+    fails(
+        &["cache", "verfy"],
+        "zellige: no action `verfy`: did you mean `verify`?; the actions are: ls, verify, clear",
+    );
+    fails(&["bench", "ropes"], "zellige: no kernel `ropes`: did you mean `rope`?; `zellige list` shows them all");
+    fails(&["describe", "gemm", "--device", "interp"], "zellige: interp does not count what a kernel takes of it");
     fails(&["check", "gemm", "--case", "nowhere"], "zellige: no problem's name contains `nowhere`");
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (file(&dir, "x.safetensors"), file(&dir, "y.safetensors"));

@@ -15,9 +15,11 @@ pub mod simt;
 mod target;
 
 pub use error::CodegenError;
+pub use lower::{Layouts, TileLayout, layouts};
 pub use simt::ParamSlot;
 pub use target::{Arch, Target};
 
+use serde::{Deserialize, Serialize};
 use zellige_ir::Func;
 
 /// Largest extent of a named dim. The launcher checks it; index arithmetic relies on it.
@@ -38,7 +40,7 @@ impl PtxOptions {
 }
 
 /// A compiled kernel.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PtxKernel {
     /// The module.
     pub ptx: String,
@@ -56,7 +58,7 @@ pub struct PtxKernel {
 }
 
 /// Facts about a compiled kernel.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Metadata {
     /// SIMT ops after all passes, loop bodies counted once.
     pub ops: usize,

@@ -16,12 +16,14 @@ const CELL_H: usize = 28;
 const MARGIN: usize = 64;
 const LINE: usize = 18;
 const SWATCH: usize = 24;
+/// Width of a letter of the text, rounded up.
+const LETTER: usize = 7;
 /// Enough for the title and the legend, however small the tile.
 const MIN_WIDTH: usize = 2 * MARGIN + WARP * SWATCH;
 
 /// Draws a fragment: each cell shows the thread (T) and register (R) of its element's primary place, coloured by lane,
-/// darker for later warps. The last axis runs to the right, the others down.
-pub fn fragment(layout: &FragmentLayout, title: &str) -> String {
+/// darker for later warps. The last axis runs to the right, the others down. `notes` stand below the title.
+pub fn fragment(layout: &FragmentLayout, title: &str, notes: &[String]) -> String {
     let warps = layout.warps();
     let copies = layout.replication().count();
     let facts = format!(
@@ -35,7 +37,7 @@ pub fn fragment(layout: &FragmentLayout, title: &str) -> String {
         title: "colour: lane of the primary place (left to right); each row of swatches is a warp",
         rows: (0..warps.min(8)).map(|w| (0..WARP).map(|lane| (lane_colour(lane, w, warps), lane)).collect()).collect(),
     };
-    draw(layout.shape(), title, &facts, &legend, |coord| {
+    draw(layout.shape(), &Heading { title, facts, notes }, &legend, |coord| {
         let (reg, thread) = layout.owner(coord);
         Cell {
             fill: lane_colour(thread % WARP, thread / WARP, warps),
@@ -47,7 +49,8 @@ pub fn fragment(layout: &FragmentLayout, title: &str) -> String {
 }
 
 /// Draws a memory tile: each cell shows the offset of its element and its bank (B), coloured by bank.
-pub fn memory(layout: &MemoryLayout, dtype: DType, title: &str) -> String {
+/// `notes` stand below the title.
+pub fn memory(layout: &MemoryLayout, dtype: DType, title: &str, notes: &[String]) -> String {
     let facts = format!(
         "shape {} of {}, {} elements from first to last ({} bytes)",
         shape_text(layout.shape()),
@@ -59,7 +62,7 @@ pub fn memory(layout: &MemoryLayout, dtype: DType, title: &str) -> String {
         title: "colour: shared memory bank of the element's first byte",
         rows: vec![(0..BANKS).map(|b| (hue(b, BANKS, 78), b)).collect()],
     };
-    draw(layout.shape(), title, &facts, &legend, |coord| {
+    draw(layout.shape(), &Heading { title, facts, notes }, &legend, |coord| {
         let offset = layout.offset(coord);
         let bank = offset * dtype.bits() / 8 / BANK_BYTES % BANKS;
         Cell {
@@ -76,6 +79,12 @@ struct Cell {
     top: String,
     bottom: String,
     tip: String,
+}
+
+struct Heading<'a> {
+    title: &'a str,
+    facts: String,
+    notes: &'a [String],
 }
 
 struct Legend {
@@ -113,13 +122,32 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-fn draw(shape: &[usize], title: &str, facts: &str, legend: &Legend, cell: impl Fn(&[usize]) -> Cell) -> String {
+/// The text in lines of at most so many letters, broken between words; longer words stand alone.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+fn draw(shape: &[usize], heading: &Heading<'_>, legend: &Legend, cell: impl Fn(&[usize]) -> Cell) -> String {
+    let title = heading.title;
     let (cols, leading) = shape.split_last().map_or((1, shape), |(&c, rest)| (c, rest));
     let rows: usize = leading.iter().product();
     let (shown_rows, shown_cols) = (rows.min(MAX_CELLS), cols.min(MAX_CELLS));
-    let top = 3 * LINE + MARGIN;
-    let legend_top = top + shown_rows * CELL_H + 2 * LINE;
     let width = (2 * MARGIN + shown_cols * CELL_W).max(MIN_WIDTH);
+    let columns = (width - 2 * MARGIN) / LETTER;
+    let lines: Vec<String> =
+        std::iter::once(&heading.facts).chain(heading.notes).flat_map(|text| wrapped(text, columns)).collect();
+    let top = (2 + lines.len()) * LINE + MARGIN;
+    let legend_top = top + shown_rows * CELL_H + 2 * LINE;
     let height = legend_top + LINE + legend.rows.len() * SWATCH + LINE;
 
     let mut body = String::new();
@@ -131,9 +159,11 @@ fn draw(shape: &[usize], title: &str, facts: &str, legend: &Legend, cell: impl F
     put!("<title>{}</title>", escape(title));
     put!(r#"<rect width="{width}" height="{height}" fill="white"/>"#);
     put!(r#"<text x="{MARGIN}" y="{}" font-size="16" font-weight="bold">{}</text>"#, 2 * LINE, escape(title));
-    put!(r#"<text x="{MARGIN}" y="{}" fill="dimgray">{}</text>"#, 3 * LINE, escape(facts));
+    for (i, line) in lines.iter().enumerate() {
+        put!(r#"<text x="{MARGIN}" y="{}" fill="dimgray">{}</text>"#, (3 + i) * LINE, escape(line));
+    }
     if (shown_rows, shown_cols) != (rows, cols) {
-        let y = 4 * LINE;
+        let y = (3 + lines.len()) * LINE;
         put!(
             r#"<text x="{MARGIN}" y="{y}" fill="firebrick">first {shown_rows} of {rows} rows, first {shown_cols} of {cols} columns</text>"#
         );
@@ -220,33 +250,40 @@ mod tests {
 
     #[test]
     fn fragments_show_threads_and_registers() {
-        let svg = fragment(&mma::c(), "mma.m16n8k16 C & D");
+        let svg = fragment(&mma::c(), "mma.m16n8k16 C & D", &["fixed by gemm".to_owned()]);
         well_formed(&svg);
         assert!(svg.contains("<title>mma.m16n8k16 C &amp; D</title>"));
         assert_eq!(svg.matches("<g>").count(), 128);
         assert!(svg.contains("(8, 3) in register 3 of thread 1"));
         assert!(svg.contains(">T31<") && svg.contains(">R3<"));
-        assert!(svg.contains("no replicas"));
-        let svg = fragment(&blocked(&[16], 128, 4).unwrap(), "small");
+        assert!(svg.contains("no replicas") && svg.contains(">fixed by gemm</text>"));
+        let svg = fragment(&blocked(&[16], 128, 4).unwrap(), "small", &[]);
         well_formed(&svg);
         assert!(svg.contains("32 replicas of each element"));
     }
 
     #[test]
     fn memory_shows_offsets_and_banks() {
-        let svg = memory(&swizzled([8, 64], 16, Swizzle::B128).unwrap(), DType::BF16, "swizzle");
+        let svg = memory(&swizzled([8, 64], 16, Swizzle::B128).unwrap(), DType::BF16, "swizzle", &[]);
         well_formed(&svg);
         // Chunk 0 of row 1 stands at chunk 1: offset 64 + 8, byte 144, bank 4.
         assert!(svg.contains("(1, 0) at offset 72, bank 4"));
     }
 
     #[test]
+    fn notes_are_broken_between_words() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("indivisible a", 4), ["indivisible", "a"]);
+        assert!(wrapped("", 4).is_empty());
+    }
+
+    #[test]
     fn large_tiles_are_cut() {
-        let svg = fragment(&wgmma::accumulator_tile([128, 256], 256, [2, 1]).unwrap(), "large");
+        let svg = fragment(&wgmma::accumulator_tile([128, 256], 256, [2, 1]).unwrap(), "large", &[]);
         well_formed(&svg);
         assert_eq!(svg.matches("<g>").count(), MAX_CELLS * MAX_CELLS);
         assert!(svg.contains("first 64 of 128 rows, first 64 of 256 columns"));
-        let svg = memory(&MemoryLayout::row_major(&[2, 3, 4]).unwrap(), DType::F32, "three axes");
+        let svg = memory(&MemoryLayout::row_major(&[2, 3, 4]).unwrap(), DType::F32, "three axes", &[]);
         well_formed(&svg);
         assert!(svg.contains("(1, 2, 3) at offset 23, bank 23"));
     }

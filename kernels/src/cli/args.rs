@@ -29,8 +29,12 @@ pub enum Command {
     Describe(Describe),
     /// Run a kernel on tensors of your own.
     Run(Run),
-    /// Show a stage of a kernel's compilation.
+    /// Show a stage of a kernel's compilation, or the decisions on the way to it.
     Emit(Emit),
+    /// Draw how a tile of a kernel lies in registers or shared memory, as an SVG picture.
+    Layout(Layout),
+    /// Look at, check or empty the store of compiled kernels.
+    Cache(Cache),
 }
 
 #[derive(clap::Args, Debug)]
@@ -116,6 +120,9 @@ impl From<ScaleArg> for crate::library::Scale {
 #[derive(clap::Args, Debug)]
 pub struct Describe {
     pub kernel: String,
+    /// Also compile its representative problem for this device, and show what the kernel takes of a GPU.
+    #[arg(long)]
+    pub device: Option<String>,
     /// Print JSON instead of text.
     #[arg(long)]
     pub json: bool,
@@ -144,8 +151,16 @@ pub struct Run {
 #[derive(clap::Args, Debug)]
 pub struct Emit {
     pub kernel: String,
-    #[arg(long, value_enum, default_value_t)]
-    pub stage: StageArg,
+    /// tile, loop, clif and asm on the way to this CPU; simt and ptx on the way to a GPU.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// What simt and ptx are for: sm_80, sm_89 or sm_90a.
+    #[arg(long)]
+    pub target: Option<String>,
+    /// Instead of code, show the decisions on the way to a GPU: layouts, pipelines, shared memory, and every barrier with its
+    /// reason.
+    #[arg(long)]
+    pub explain: bool,
     /// Use the sizes and options of the problem whose name contains this.
     #[arg(long)]
     pub case: Option<String>,
@@ -157,18 +172,36 @@ pub struct Emit {
     pub json: bool,
 }
 
-/// A stage of the compilation.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StageArg {
-    /// Tile IR as the kernel records it.
-    #[default]
-    Tile,
-    /// Loop IR of the CPU backend.
-    Loop,
-    /// Cranelift IR.
-    Clif,
-    /// Machine code of this CPU.
-    Asm,
+#[derive(clap::Args, Debug)]
+pub struct Layout {
+    pub kernel: String,
+    /// The tile: its number in the tile IR (`0` for `$0`), or its name. Without it, the tiles are listed.
+    pub buffer: Option<String>,
+    /// Where the picture goes; standard output if not given.
+    #[arg(long = "out", short = 'o', value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// sm_80, sm_89 or sm_90a.
+    #[arg(long)]
+    pub target: Option<String>,
+    /// Use the sizes and options of the problem whose name contains this.
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Config field to change, as `name=value`.
+    #[arg(long = "set", value_parser = setting)]
+    pub settings: Vec<(String, TuneValue)>,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Cache {
+    /// ls (the default): what is there; verify: read and check every entry; clear: delete all of them.
+    #[arg(default_value = "ls")]
+    pub action: String,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
 }
 
 fn text_setting(s: &str) -> Result<(String, String), String> {

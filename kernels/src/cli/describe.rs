@@ -1,10 +1,11 @@
 //! `zellige describe`.
 
 use super::{Passed, args, lookup};
-use crate::library::{Dtypes, Scale};
-use anyhow::Result;
+use crate::library::{Dtypes, LibraryKernel, Scale};
+use crate::run::arguments;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use zellige::runtime::ParamSpec;
+use zellige::runtime::{Device, ParamSpec, Resources};
 use zellige_ir::Access;
 
 #[derive(Serialize)]
@@ -20,6 +21,9 @@ struct Description {
     static_dims: Vec<&'static str>,
     config: Vec<Field>,
     cases: Vec<String>,
+    /// Of the representative problem, on the device that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Resources>,
 }
 
 #[derive(Serialize)]
@@ -63,6 +67,7 @@ pub fn run(args: &args::Describe) -> Result<Passed> {
             })
             .collect(),
         cases: entry.cases(Scale::Full).into_iter().map(|c| c.name).collect(),
+        resources: args.device.as_deref().map(|name| resources(entry, name)).transpose()?,
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&description)?);
@@ -70,6 +75,16 @@ pub fn run(args: &args::Describe) -> Result<Passed> {
         print_text(&description);
     }
     Ok(true)
+}
+
+/// What the kernel of the representative problem takes of a device.
+fn resources(entry: &dyn LibraryKernel, device: &str) -> Result<Resources> {
+    let device = Device::from_name(device)?;
+    let case = entry.cases(Scale::Representative).into_iter().next();
+    let case = case.with_context(|| format!("`{}` has no representative problem", entry.info().name))?;
+    let problem = (case.build)(&[])?;
+    let build = problem.kernel.prepare(&device, &arguments(&problem))?;
+    build.resources.with_context(|| format!("{} does not count what a kernel takes of it", device.name()))
 }
 
 fn argument(p: &ParamSpec) -> Argument {
@@ -106,6 +121,13 @@ fn print_text(d: &Description) {
     for f in &d.config {
         let values = if f.values.is_empty() { String::new() } else { format!("  of {}", f.values.join(", ")) };
         println!("  {:<16} {}{values}", f.name, f.default);
+    }
+    if let Some(r) = &d.resources {
+        println!("\non the device");
+        println!("  registers        {} a thread, {} bytes of local memory", r.registers, r.local_bytes);
+        println!("  shared memory    {} bytes a block", r.shared_bytes);
+        let percent = 100.0 * r.occupancy;
+        println!("  occupancy        {} blocks of {} threads: {percent:.0} %", r.blocks_per_sm, r.threads);
     }
     println!("\nproblems at the sizes of DeepSeek-V4");
     for c in &d.cases {

@@ -1,36 +1,115 @@
 //! `zellige emit`.
 
 use super::{Passed, args, lookup};
-use crate::library::Scale;
-use crate::run::sizes;
-use anyhow::{Result, anyhow};
-use zellige_codegen::cpu::{self, CpuOptions, Stage};
+use anyhow::{Result, anyhow, bail};
+use serde_json::json;
+use zellige_codegen::cpu::{self, CpuOptions};
+use zellige_codegen::ptx::{PtxKernel, PtxOptions, compile, simt_kernel};
+use zellige_ir::Func;
+
+/// A stage of the compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Tile IR as the kernel records it.
+    Tile,
+    /// A stage on the way to machine code of this CPU.
+    Cpu(cpu::Stage),
+    /// What a thread of a GPU does, after all passes.
+    Simt,
+    Ptx,
+}
+
+const STAGES: [(&str, Stage); 6] = [
+    ("tile", Stage::Tile),
+    ("loop", Stage::Cpu(cpu::Stage::Loop)),
+    ("clif", Stage::Cpu(cpu::Stage::Clif)),
+    ("asm", Stage::Cpu(cpu::Stage::Asm)),
+    ("simt", Stage::Simt),
+    ("ptx", Stage::Ptx),
+];
+
+fn stage(name: &str) -> Result<Stage> {
+    STAGES.iter().find(|(n, _)| *n == name).map(|(_, s)| *s).ok_or_else(|| {
+        let names = STAGES.map(|(n, _)| n);
+        let nearest = lookup::nearest(name, names.into_iter());
+        anyhow!("no stage `{name}`{nearest}; the stages are: {}", names.join(", "))
+    })
+}
 
 pub fn run(args: &args::Emit) -> Result<Passed> {
-    let entry = lookup::kernel(&args.kernel)?;
-    let part = args.case.as_deref();
-    let case = [Scale::Representative, Scale::Full, Scale::Small]
-        .into_iter()
-        .flat_map(|s| entry.cases(s))
-        .find(|c| part.is_none_or(|part| c.name.contains(part)))
-        .ok_or_else(|| {
-            anyhow!("no problem of `{}` has a name that contains `{}`", args.kernel, part.unwrap_or_default())
-        })?;
-    let problem = (case.build)(&args.settings)?;
-    let func = problem.kernel.record(&sizes(&problem)?)?;
-    let emit = |stage| cpu::emit(&func, &CpuOptions::default(), stage);
-    let text = match args.stage {
-        args::StageArg::Tile => func.to_text(),
-        args::StageArg::Loop => emit(Stage::Loop)?,
-        args::StageArg::Clif => emit(Stage::Clif)?,
-        args::StageArg::Asm => emit(Stage::Asm)?,
+    let name = args.stage.as_deref().unwrap_or(if args.explain { "ptx" } else { "tile" });
+    let stage = stage(name)?;
+    let options = lookup::target(args.target.as_deref())?;
+    let for_gpu = matches!(stage, Stage::Simt | Stage::Ptx);
+    if !for_gpu && args.explain {
+        bail!("--explain tells of the way to a GPU, stage `{name}` is not on it: use --stage simt or ptx");
+    }
+    if !for_gpu && args.target.is_some() {
+        bail!("stage `{name}` is not for a GPU: --target belongs to --stage simt or ptx");
+    }
+    let recorded = lookup::recorded(&args.kernel, args.case.as_deref(), &args.settings)?;
+    let func = &recorded.func;
+    let mut value = json!({ "kernel": args.kernel, "case": recorded.case, "stage": name });
+    let text = match stage {
+        Stage::Tile => func.to_text(),
+        Stage::Cpu(stage) => cpu::emit(func, &CpuOptions::default(), stage)?,
+        Stage::Simt | Stage::Ptx => {
+            let kernel = compile(func, &options)?;
+            value["target"] = json!(options.target.to_string());
+            value["threads"] = json!(kernel.threads);
+            value["shared_bytes"] = json!(kernel.shared_bytes);
+            value["ops"] = json!(kernel.metadata.ops);
+            value["barriers"] = json!(kernel.metadata.barriers);
+            value["explain"] = json!(kernel.explain);
+            gpu_text(func, &options, stage, &kernel, args.explain, &recorded.case)?
+        }
     };
     if args.json {
-        let stage = format!("{:?}", args.stage).to_lowercase();
-        let value = serde_json::json!({ "kernel": args.kernel, "case": case.name, "stage": stage, "text": text });
+        if !args.explain {
+            value["text"] = json!(text);
+        }
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         print!("{text}");
     }
     Ok(true)
+}
+
+fn gpu_text(
+    func: &Func,
+    options: &PtxOptions,
+    stage: Stage,
+    kernel: &PtxKernel,
+    explain: bool,
+    case: &str,
+) -> Result<String> {
+    Ok(match stage {
+        _ if explain => explanation(kernel, &format!("{} ({case}) for {}", kernel.entry, options.target)),
+        Stage::Simt => simt_kernel(func, options)?.0.to_string(),
+        Stage::Ptx | Stage::Tile | Stage::Cpu(_) => kernel.ptx.clone(),
+    })
+}
+
+/// The decisions, under the kinds that the compiler puts in front of them, in the order in which the kinds first occur.
+fn explanation(kernel: &PtxKernel, title: &str) -> String {
+    let mut kinds: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in &kernel.explain {
+        let (kind, text) = line.split_once(": ").unwrap_or(("other", line));
+        match kinds.iter_mut().find(|(k, _)| *k == kind) {
+            Some((_, lines)) => lines.push(text),
+            None => kinds.push((kind, vec![text])),
+        }
+    }
+    let facts = &kernel.metadata;
+    let mut out = format!(
+        "{title}: {} threads, {} bytes of shared memory, {} ops, {} barriers\n",
+        kernel.threads, kernel.shared_bytes, facts.ops, facts.barriers
+    );
+    for (kind, lines) in kinds {
+        out += &format!("\n{kind}\n");
+        for line in lines {
+            out += &format!("  {line}\n");
+        }
+    }
+    out
 }

@@ -1,7 +1,11 @@
-//! Kernels by the names a user types.
+//! Kernels, problems and targets by the names a user types.
 
-use crate::library::{LibraryKernel, all};
+use crate::library::{LibraryKernel, Scale, all};
+use crate::run::sizes;
 use anyhow::{Result, anyhow};
+use zellige::TuneValue;
+use zellige_codegen::ptx::{Arch, PtxOptions};
+use zellige_ir::Func;
 
 /// The kernel called `name`.
 ///
@@ -22,4 +26,42 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Str
         .filter(|(score, _)| *score > 0.6)
         .map(|(_, c)| format!(": did you mean `{c}`?"))
         .unwrap_or_default()
+}
+
+/// A problem's name, and the kernel as recorded for it.
+pub struct Recorded {
+    pub case: String,
+    pub func: Func,
+}
+
+/// Builds the problem whose name contains `part` (without it the representative one) and records its kernel.
+///
+/// # Errors
+/// If there is no such kernel or problem, or it cannot be built.
+pub fn recorded(kernel_name: &str, part: Option<&str>, settings: &[(String, TuneValue)]) -> Result<Recorded> {
+    let entry = kernel(kernel_name)?;
+    let case = [Scale::Representative, Scale::Full, Scale::Small]
+        .into_iter()
+        .flat_map(|s| entry.cases(s))
+        .find(|c| part.is_none_or(|part| c.name.contains(part)))
+        .ok_or_else(|| {
+            let part = part.unwrap_or_default();
+            anyhow!("no problem of `{kernel_name}` has a name that contains `{part}`")
+        })?;
+    let problem = (case.build)(settings)?;
+    let func = problem.kernel.record(&sizes(&problem)?)?;
+    Ok(Recorded { case: case.name, func })
+}
+
+/// How to compile for the target that the user names; without a name, for the newest.
+///
+/// # Errors
+/// If there is none of this name.
+pub fn target(name: Option<&str>) -> Result<PtxOptions> {
+    let Some(name) = name else { return Ok(PtxOptions::new(Arch::Sm90a)) };
+    let arch = Arch::from_name(name).ok_or_else(|| {
+        let nearest = nearest(name, Arch::ALL.iter().map(|a| a.name()));
+        anyhow!("no target `{name}`{nearest}; the targets are: {}", Arch::ALL.map(Arch::name).join(", "))
+    })?;
+    Ok(PtxOptions::new(arch))
 }

@@ -2,9 +2,11 @@
 
 mod args;
 mod bench;
+mod cache;
 mod check;
 mod describe;
 mod emit;
+mod layout;
 mod list;
 mod lookup;
 mod run;
@@ -26,6 +28,8 @@ pub fn main() -> ExitCode {
         Some(args::Command::Describe(a)) => describe::run(&a),
         Some(args::Command::Run(a)) => run::run(&a),
         Some(args::Command::Emit(a)) => emit::run(&a),
+        Some(args::Command::Layout(a)) => layout::run(&a),
+        Some(args::Command::Cache(a)) => cache::run(&a),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

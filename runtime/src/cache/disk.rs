@@ -190,6 +190,12 @@ impl KernelStore for DiskStore {
         Some(Arc::new(artifact))
     }
 
+    fn flaw(&self, key: &Key) -> Option<CacheWarning> {
+        let path = self.path(key);
+        let content = fs::read(&path).ok()?;
+        entry::decode(key, &content).err().map(|error| CacheWarning::Damaged { path, error })
+    }
+
     fn put(&self, key: &Key, artifact: &Arc<Artifact>) -> Result<(), CacheWarning> {
         let too_large = |bytes| CacheWarning::TooLarge { bytes, limit: self.limit };
         let Some(bytes) = entry::encode(key, artifact) else { return Err(too_large(u64::from(u32::MAX))) };

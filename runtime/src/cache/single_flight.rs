@@ -19,7 +19,7 @@ pub enum Source {
 pub struct Fetched {
     pub artifact: Arc<Artifact>,
     pub source: Source,
-    /// Set if the freshly compiled artifact could not be kept everywhere.
+    /// Set if what was kept could not be used, or what was freshly compiled could not be kept everywhere.
     pub warning: Option<CacheWarning>,
 }
 
@@ -65,8 +65,9 @@ impl KernelCache {
         if let Some(artifact) = self.store.get(&key) {
             return Ok(Fetched { artifact, source: Source::Store, warning: None });
         }
+        let flaw = self.store.flaw(&key);
         let artifact = Arc::new(compile()?);
-        let warning = self.store.put(&key, &artifact).err();
+        let warning = self.store.put(&key, &artifact).err().or(flaw);
         Ok(Fetched { artifact, source: Source::Compiled, warning })
     }
 }
@@ -183,6 +184,26 @@ mod tests {
         });
         assert_eq!(results.iter().filter(|r| r.is_err()).count(), 1);
         assert_eq!(attempts.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_damaged_entry_is_a_warning_and_is_replaced() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("c");
+        let open = || DiskStore::open(&path).map(|disk| KernelCache::new(Layered::new(MemoryStore::new(), disk)));
+        let compile = || -> Result<Artifact, String> { Ok(artifact(b"x")) };
+        assert_eq!(open()?.get_or_compile(key(0), compile)?.warning, None);
+        let file = std::fs::read_dir(&path)?.next().ok_or("an entry")??.path();
+        let mut bytes = std::fs::read(&file)?;
+        *bytes.last_mut().ok_or("bytes")? ^= 1;
+        std::fs::write(&file, bytes)?;
+        let fetched = open()?.get_or_compile(key(0), compile)?;
+        assert_eq!((fetched.source, &fetched.artifact.code[..]), (Source::Compiled, &b"x"[..]));
+        let warning = fetched.warning.ok_or("a warning")?.to_string();
+        assert!(warning.ends_with("checksum mismatch; the kernel is compiled anew"), "{warning}");
+        let fetched = open()?.get_or_compile(key(0), compile)?;
+        assert_eq!((fetched.source, fetched.warning), (Source::Store, None));
+        Ok(())
     }
 
     #[test]

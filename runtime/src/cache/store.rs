@@ -1,6 +1,6 @@
 //! The interface of a store, and two stores as one.
 
-use super::{Artifact, Key};
+use super::{Artifact, EntryError, Key};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub enum CacheWarning {
     Exposed { path: PathBuf },
     #[error("kernel cache: a compiled kernel of {bytes} bytes exceeds the cache's limit of {limit} and is not kept")]
     TooLarge { bytes: u64, limit: u64 },
+    #[error("kernel cache {}: {error}; the kernel is compiled anew", path.display())]
+    Damaged { path: PathBuf, error: EntryError },
     #[error("kernel cache: no home directory; set ZELLIGE_CACHE_DIR to keep compiled kernels between runs")]
     NoDirectory,
 }
@@ -23,6 +25,11 @@ pub enum CacheWarning {
 pub trait KernelStore: Send + Sync {
     /// The artifact kept under `key`, unaltered. Anything wrong with it counts as absent.
     fn get(&self, key: &Key) -> Option<Arc<Artifact>>;
+
+    /// What is wrong with that which is kept under `key`, if something is there and cannot be served.
+    fn flaw(&self, _key: &Key) -> Option<CacheWarning> {
+        None
+    }
 
     /// Keeps `artifact` under `key`, in place of whatever is there. What is kept may be dropped at any time later.
     fn put(&self, key: &Key, artifact: &Arc<Artifact>) -> Result<(), CacheWarning>;
@@ -51,6 +58,10 @@ impl<F: KernelStore, B: KernelStore> KernelStore for Layered<F, B> {
         // The artifact is at hand and lasts in the back: nobody needs to hear that the front cannot take it.
         let _ = self.front.put(key, &artifact);
         Some(artifact)
+    }
+
+    fn flaw(&self, key: &Key) -> Option<CacheWarning> {
+        self.front.flaw(key).or_else(|| self.back.flaw(key))
     }
 
     /// Both stores are tried, whatever becomes of the other.

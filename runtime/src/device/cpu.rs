@@ -1,7 +1,7 @@
 //! The CPU device: blocks of a launch are shared out to the threads of the global rayon pool.
 
-use super::{Backend, Bound, Executable, Launch};
-use crate::cache::{Artifact, ArtifactKind, KernelCache, Key, Source};
+use super::{Backend, Bound, Executable, Launch, store};
+use crate::cache::{Artifact, ArtifactKind, Key, Source};
 use crate::launch::{Arg, LaunchError};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -19,21 +19,16 @@ const PIECES_PER_THREAD: usize = 8;
 
 /// Bytes copied to measure memory bandwidth, larger than any cache, and the piece of one task.
 const COPY_BYTES: usize = 256 << 20;
-const COPY_PIECE: usize = 1 << 20;
+const COPY_PIECE: usize = 32 << 20;
 
 pub(super) struct Cpu {
-    cache: KernelCache,
     /// Features that the code of this machine may use; part of every cache key.
     target: Result<String, String>,
 }
 
 impl Cpu {
     pub(super) fn new() -> Cpu {
-        let (cache, warning) = KernelCache::open_default();
-        if let Some(warning) = warning {
-            eprintln!("zellige: kernels are not kept between runs: {warning}");
-        }
-        Cpu { cache, target: host_fingerprint().map_err(|e| e.to_string()) }
+        Cpu { target: host_fingerprint().map_err(|e| e.to_string()) }
     }
 }
 
@@ -63,10 +58,11 @@ impl Backend for Cpu {
         let options = CpuOptions::default();
         let target = self.target.as_ref().map_err(String::clone)?;
         let key = Key::new(&cache_text(func), target, &format!("{options:?}"));
-        let fetched = self.cache.get_or_compile(key, || -> Result<Artifact, String> {
+        let fetched = store::fetch(key, || {
             let kernel = compile(func, &options).map_err(|e| e.to_string())?;
             let code = postcard::to_stdvec(&kernel).map_err(|e| format!("the kernel cannot be stored: {e}"))?;
-            let metadata = BTreeMap::from([("kernel".to_owned(), func.name.clone())]);
+            let metadata =
+                BTreeMap::from([("kernel".to_owned(), func.name.clone()), ("target".to_owned(), target.clone())]);
             Ok(Artifact { kind: ArtifactKind::CpuObject, code, metadata })
         })?;
         // An entry that passed its checksum but does not decode was written by a broken compiler: compile afresh.

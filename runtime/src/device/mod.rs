@@ -9,12 +9,14 @@ mod interp;
 mod ptx_args;
 mod resources;
 mod sim;
+mod store;
 
 pub use resources::Resources;
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
 use crate::tensor::Hold;
 use smallvec::SmallVec;
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -38,12 +40,17 @@ pub(crate) trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Gets a list of launches ready to be run with one call, in order, on tensors that they share.
+    fn capture<'a>(&self, _calls: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        Err(LaunchError::NoGraphs { device: self.name() })
+    }
+
     /// Compiles a verified kernel, or loads it from the cache.
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String>;
 }
 
 /// A compiled kernel on its device.
-pub(crate) trait Executable: Send + Sync {
+pub(crate) trait Executable: Any + Send + Sync {
     /// Gets everything ready that a launch on these arguments needs.
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError>;
 
@@ -78,6 +85,9 @@ pub(crate) trait Bound {
     }
 }
 
+/// A kernel and a launch that fits it.
+pub(crate) type Ready<'a> = (Arc<dyn Executable>, Launch<'a>);
+
 /// A launch whose arguments have been checked.
 pub(crate) struct Launch<'a> {
     pub kernel: &'static str,
@@ -89,8 +99,8 @@ pub(crate) struct Launch<'a> {
     pub grid: SmallVec<[usize; 3]>,
 }
 
-/// A kernel with arguments that have been checked and moved to where the device wants them: it can be run, and timed,
-/// again and again. Outputs appear in the host's tensors with [`finish`](Self::finish).
+/// A kernel with arguments that have been checked and moved to where the device wants them, or a captured list of such
+/// kernels: it can be run, and timed, again and again. Outputs appear in the host's tensors with [`finish`](Self::finish).
 pub struct BoundLaunch<'a> {
     /// `None` if the grid is empty.
     bound: Option<Box<dyn Bound + 'a>>,
@@ -312,6 +322,30 @@ impl Stream {
     /// # Errors
     /// If an argument does not fit, the kernel cannot be built, or the device has no room.
     pub fn bind<'a>(&self, kernel: &Recordable<'_>, args: &'a [Arg<'a>]) -> Result<BoundLaunch<'a>, LaunchError> {
+        let Some((executable, launch)) = self.checked(kernel, args)? else {
+            return Ok(BoundLaunch { bound: None, _holds: Vec::new() });
+        };
+        let holds = hold([(kernel.signature, args)])?;
+        Ok(BoundLaunch { bound: Some(executable.bind(launch)?), _holds: holds })
+    }
+
+    /// Records a list of launches, to be run in order with one call as often as wanted. A tensor that several of them use
+    /// is one on the device: what a kernel writes the next ones read. The tensors are in use until the result is dropped.
+    ///
+    /// # Errors
+    /// [`LaunchError::NoGraphs`] on devices that cannot; as [`bind`](Self::bind) for each launch; and if two tensors
+    /// overlap without being the same.
+    pub fn capture<'a>(&self, launches: &[(Recordable<'_>, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
+        let mut calls = Vec::new();
+        for (kernel, args) in launches {
+            calls.extend(self.checked(kernel, args)?);
+        }
+        let holds = hold(launches.iter().map(|(k, args)| (k.signature, *args)))?;
+        Ok(BoundLaunch { bound: Some(self.device.0.backend.capture(calls)?), _holds: holds })
+    }
+
+    /// A kernel that is ready and a launch that fits it; `None` if the grid is empty.
+    fn checked<'a>(&self, kernel: &Recordable<'_>, args: &'a [Arg<'a>]) -> Result<Option<Ready<'a>>, LaunchError> {
         let name = kernel.signature.kernel;
         let sizes = bind(kernel.signature, args)?;
         let loaded = self.device.loaded(kernel, &sizes)?;
@@ -337,10 +371,8 @@ impl Stream {
             other => LaunchError::Grid { kernel: name, cause: other.to_string() },
         })?;
         if grid.contains(&0) {
-            return Ok(BoundLaunch { bound: None, _holds: Vec::new() });
+            return Ok(None);
         }
-        let holds = hold(kernel.signature, args)?;
-        let bound = Arc::clone(&loaded.executable).bind(Launch { kernel: name, args, dims, grid })?;
-        Ok(BoundLaunch { bound: Some(bound), _holds: holds })
+        Ok(Some((Arc::clone(&loaded.executable), Launch { kernel: name, args, dims, grid })))
     }
 }

@@ -1,10 +1,10 @@
 //! The simulated GPU as a device: runs the PTX that a GPU would get, and fails a launch that does anything wrong.
 
-use super::{Backend, Bound, Executable, Launch, ptx_args};
+use super::{Backend, Bound, Executable, Launch, ptx_args, store};
 use crate::launch::{Arg, LaunchError};
 use crate::sim::{LaunchDims, Memory, Module, ParamBlock, SimOptions, launch};
 use std::sync::Arc;
-use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
+use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions};
 use zellige_ir::Func;
 
 const NAME: &str = "sim";
@@ -21,20 +21,21 @@ impl Backend for Sim {
     }
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
-        let kernel = compile(func, &PtxOptions::new(Arch::Sm90a)).map_err(|e| e.to_string())?;
+        let (kernel, from_cache) = store::ptx(func, &PtxOptions::new(Arch::Sm90a))?;
         let module = Module::parse(&kernel.ptx).map_err(|e| e.to_string())?;
-        Ok(Arc::new(Simulated { kernel, module }))
+        Ok(Arc::new(Simulated { kernel, module, from_cache }))
     }
 }
 
 struct Simulated {
     kernel: PtxKernel,
     module: Module,
+    from_cache: bool,
 }
 
 impl Executable for Simulated {
     fn is_from_cache(&self) -> bool {
-        false
+        self.from_cache
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {

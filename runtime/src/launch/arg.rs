@@ -152,29 +152,39 @@ fn check_overlap(signature: &Signature, args: &[Arg<'_>]) -> Result<(), LaunchEr
     Ok(())
 }
 
-/// Takes the right to every argument's storage for the time of a launch: exclusive where an output lies in it.
+/// Takes the right to the storage of every argument of some launches, for as long as they are bound: exclusive where an
+/// output lies in it.
 ///
 /// # Errors
 /// If somebody else holds one of them.
-pub(crate) fn hold(signature: &Signature, args: &[Arg<'_>]) -> Result<Vec<Hold>, LaunchError> {
-    let mut storages: Vec<(usize, Mode, &'static str, &DynTensor)> = Vec::new();
-    for (arg, param) in args.iter().zip(&signature.params) {
-        let (t, mode) = match arg {
-            Arg::Read(t) => (*t, Mode::Read),
-            Arg::Write(t) => (*t, Mode::Write),
-            Arg::Scalar(_) => continue,
-        };
-        match storages.iter_mut().find(|(id, ..)| *id == t.storage_id()) {
-            Some((_, m, ..)) if mode == Mode::Write => *m = Mode::Write,
-            Some(_) => {}
-            None => storages.push((t.storage_id(), mode, param.name(), t)),
+pub(crate) fn hold<'a>(
+    launches: impl IntoIterator<Item = (&'a Signature, &'a [Arg<'a>])>,
+) -> Result<Vec<Hold>, LaunchError> {
+    struct Wanted<'a> {
+        tensor: &'a DynTensor,
+        mode: Mode,
+        kernel: &'static str,
+        arg: &'static str,
+    }
+    let mut storages: Vec<Wanted<'a>> = Vec::new();
+    for (signature, args) in launches {
+        for (arg, param) in args.iter().zip(&signature.params) {
+            let (tensor, mode) = match arg {
+                Arg::Read(t) => (*t, Mode::Read),
+                Arg::Write(t) => (*t, Mode::Write),
+                Arg::Scalar(_) => continue,
+            };
+            match storages.iter_mut().find(|w| w.tensor.storage_id() == tensor.storage_id()) {
+                Some(wanted) if mode == Mode::Write => wanted.mode = Mode::Write,
+                Some(_) => {}
+                None => storages.push(Wanted { tensor, mode, kernel: signature.kernel, arg: param.name() }),
+            }
         }
     }
     storages
         .into_iter()
-        .map(|(_, mode, arg, t)| {
-            let kernel = signature.kernel;
-            t.hold(mode).map_err(|cause| LaunchError::InUse { kernel, arg, cause: cause.to_string() })
+        .map(|Wanted { tensor, mode, kernel, arg }| {
+            tensor.hold(mode).map_err(|cause| LaunchError::InUse { kernel, arg, cause: cause.to_string() })
         })
         .collect()
 }

@@ -54,6 +54,47 @@ pub enum LaunchError {
     AssertFailed { kernel: &'static str, place: String, message: String },
     #[error("kernel `{kernel}` failed on {device}: {cause}")]
     Device { kernel: &'static str, device: String, cause: String },
+    #[error(
+        "kernel `{kernel}`: {device} has no room for argument `{arg}`: {} asked, {} free: use smaller tensors, or free others",
+        size(*.asked), size(*.free)
+    )]
+    OutOfMemory { kernel: &'static str, device: String, arg: String, asked: usize, free: usize },
+    /// A failure of an earlier kernel made the device unusable for this process.
+    #[error(
+        "kernel `{kernel}` was not run: {device} is lost since kernel `{first}` failed ({cause}), and refuses all work of this process: start it anew"
+    )]
+    DeviceLost { kernel: &'static str, device: String, first: &'static str, cause: String },
+    #[error("{device} cannot record launches for a replay: launch the kernels one by one")]
+    NoGraphs { device: String },
+    #[error(
+        "kernel `{kernel}`: argument `{arg}` overlaps another tensor of the graph: pass the same tensor, or one with storage of its own"
+    )]
+    GraphView { kernel: &'static str, arg: String },
     #[error("no device `{name}`: {cause}")]
     NoDevice { name: String, cause: String },
+}
+
+/// Bytes in the unit that reads best.
+fn size(bytes: usize) -> String {
+    const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_of_memory_tells_what_was_asked_and_what_is_left() {
+        let (device, arg) = ("cuda:0".to_owned(), "x".to_owned());
+        let e = LaunchError::OutOfMemory { kernel: "rmsnorm", device, arg, asked: 3 << 29, free: 700 };
+        assert_eq!(
+            e.to_string(),
+            "kernel `rmsnorm`: cuda:0 has no room for argument `x`: 1.5 GiB asked, 700 bytes free: use smaller tensors, or \
+             free others"
+        );
+    }
 }

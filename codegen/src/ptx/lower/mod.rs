@@ -21,6 +21,7 @@ mod gemm;
 mod index;
 mod infer;
 mod lanes;
+mod layouts;
 mod math;
 mod order;
 mod parallel;
@@ -36,6 +37,8 @@ mod value;
 mod view;
 mod window;
 mod words;
+
+pub use layouts::{Layouts, TileLayout, layouts};
 
 use super::error::CodegenError;
 use super::simt::{Builder, Kernel, Special, Val};

@@ -2,6 +2,7 @@
 
 use super::op::{Fields, SimtOp};
 use super::ty::Ty;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use zellige_ir::{Arena, DType, EntityId, Span};
@@ -97,7 +98,7 @@ pub struct InstData {
 }
 
 /// A parameter of the kernel as the launcher passes it, in order.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ParamSlot {
     /// Address of the first element of tensor parameter `param`, aligned to 16 bytes.
     Base { param: u32, name: String },
@@ -106,7 +107,27 @@ pub enum ParamSlot {
     /// Extent of a named dim, 32 bits; at most [`crate::ptx::DIM_LIMIT`].
     Dim { dim: u32, name: String },
     /// Scalar parameter `param` as its dtype lies in memory (`index` as i64, bool as u32).
-    Scalar { param: u32, name: String, dtype: DType },
+    Scalar {
+        param: u32,
+        name: String,
+        #[serde(with = "dtype_name")]
+        dtype: DType,
+    },
+}
+
+/// Element types are stored by name.
+mod dtype_name {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use zellige_ir::DType;
+
+    pub fn serialize<S: Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+        dtype.name().serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<DType, D::Error> {
+        let name = String::deserialize(d)?;
+        DType::from_name(&name).ok_or_else(|| serde::de::Error::custom(format!("unknown type `{name}`")))
+    }
 }
 
 impl ParamSlot {

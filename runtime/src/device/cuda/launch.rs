@@ -1,0 +1,112 @@
+//! One kernel with its arguments on the device.
+
+use super::memory::Resident;
+use super::module::CudaExecutable;
+use super::{Shared, time};
+use crate::device::{Bound, Launch, ptx_args};
+use crate::launch::LaunchError;
+use cudarc::driver::{DriverError, result};
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::time::Duration;
+use zellige_codegen::ptx::{ParamSlot, PtxKernel};
+
+/// A kernel, its grid, and the values of its parameters: all that the driver wants to know.
+pub(super) struct Call {
+    executable: Arc<CudaExecutable>,
+    params: Vec<ptx_args::ParamBytes>,
+    grid: (u32, u32, u32),
+}
+
+impl Call {
+    /// A call on tensors that are on the device; `base` gives the address of the argument at a position.
+    ///
+    /// # Errors
+    /// If a dim or the grid is larger than the device takes.
+    pub(super) fn new(
+        executable: &Arc<CudaExecutable>,
+        launch: &Launch<'_>,
+        base: impl Fn(usize) -> u64,
+    ) -> Result<Call, LaunchError> {
+        let device = &executable.shared.name;
+        let params = ptx_args::values(&executable.kernel, launch, device, base)?;
+        let grid = ptx_args::grid(launch, device)?;
+        Ok(Call { executable: Arc::clone(executable), params, grid })
+    }
+
+    /// Queues the kernel.
+    pub(super) fn enqueue(&mut self) -> Result<(), DriverError> {
+        let kernel = &self.executable.kernel;
+        let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.as_mut_ptr().cast()).collect();
+        // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; whoever made the call
+        // keeps the tensors that the values name, and the launch was checked against the kernel's signature.
+        unsafe {
+            result::launch_kernel(
+                self.executable.function,
+                self.grid,
+                (kernel.threads, 1, 1),
+                kernel.shared_bytes,
+                self.executable.shared.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+    }
+}
+
+/// The author's name of the tensor argument at a position.
+pub(super) fn argument_name(kernel: &PtxKernel, position: usize) -> &str {
+    let named = kernel.params.iter().find_map(|p| match p {
+        ParamSlot::Base { param, name } if *param as usize == position => Some(name.as_str()),
+        ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Dim { .. } | ParamSlot::Scalar { .. } => None,
+    });
+    named.unwrap_or("?")
+}
+
+/// A kernel whose tensors are on the device.
+pub(super) struct BoundCuda<'a> {
+    shared: Arc<Shared>,
+    launch: Launch<'a>,
+    /// The tensors on the device, one for each argument.
+    tensors: Vec<Option<Resident>>,
+    call: Call,
+}
+
+impl<'a> BoundCuda<'a> {
+    /// Uploads the tensors.
+    pub(super) fn new(executable: Arc<CudaExecutable>, launch: Launch<'a>) -> Result<BoundCuda<'a>, LaunchError> {
+        let shared = Arc::clone(&executable.shared);
+        shared.usable(launch.kernel)?;
+        shared.context.bind_to_thread().map_err(|e| shared.failed(launch.kernel, e))?;
+        let mut tensors = Vec::new();
+        for (i, arg) in launch.args.iter().enumerate() {
+            let name = argument_name(&executable.kernel, i);
+            tensors.push(arg.tensor().map(|t| Resident::upload(&shared, launch.kernel, name, t)).transpose()?);
+        }
+        let address = |i: usize| tensors[i].as_ref().map_or(0, |t: &Resident| t.address(&shared));
+        let call = Call::new(&executable, &launch, address)?;
+        Ok(BoundCuda { shared, launch, tensors, call })
+    }
+}
+
+impl Bound for BoundCuda<'_> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        let (shared, kernel) = (&self.shared, self.launch.kernel);
+        shared.usable(kernel)?;
+        self.call.enqueue().and_then(|()| shared.stream.synchronize()).map_err(|e| shared.failed(kernel, e))
+    }
+
+    fn time(&mut self, repeats: usize) -> Result<Vec<Duration>, LaunchError> {
+        let (shared, kernel, call) = (&self.shared, self.launch.kernel, &mut self.call);
+        shared.usable(kernel)?;
+        time::launches(shared, repeats, || call.enqueue()).map_err(|e| shared.failed(kernel, e))
+    }
+
+    fn finish(&mut self) -> Result<(), LaunchError> {
+        for (arg, tensor) in self.launch.args.iter().zip(&self.tensors) {
+            if let Some(tensor) = tensor {
+                tensor.download(&self.shared, self.launch.kernel, arg)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! NVIDIA GPUs through the driver, which is loaded at run time: nothing of CUDA is needed to build or to start.
+//!
+//! The driver's own compiler turns our PTX into machine code ([`module`]). Tensors are uploaded when a launch is bound and
+//! the written ones downloaded when it is finished ([`memory`]); in between a kernel ([`launch`]) or a captured list of
+//! kernels ([`graph`]) runs, and is timed with events, on resident data.
+
+mod error;
+mod graph;
+mod launch;
+mod memory;
+mod module;
+mod time;
+
+use super::{Backend, Bound, Executable, Ready, store};
+use crate::launch::LaunchError;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use error::{Loss, cuda_of_isa, describe, version_text};
+use module::CudaExecutable;
+use std::sync::Arc;
+use zellige_codegen::ptx::{Arch, PtxOptions};
+use zellige_ir::Func;
+
+/// The oldest driver that has what this module calls: stream-ordered allocation.
+const OLDEST_DRIVER: i32 = 11_020;
+
+pub(super) struct Cuda {
+    shared: Arc<Shared>,
+}
+
+/// What the device and its kernels share.
+struct Shared {
+    name: String,
+    arch: Arch,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    /// Set once the context is unusable: after a failed launch the driver refuses everything in this process.
+    loss: Loss,
+}
+
+impl Cuda {
+    /// Opens the GPU with this number.
+    ///
+    /// # Errors
+    /// If there is no driver, no such GPU, or one that is too old.
+    pub(super) fn open(ordinal: usize) -> Result<Cuda, LaunchError> {
+        let name = format!("cuda:{ordinal}");
+        let none = |cause: String| LaunchError::NoDevice { name: name.clone(), cause };
+        // SAFETY: looks for the library, calls nothing in it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(none("no NVIDIA driver was found (libcuda.so.1); use the device `cpu`".to_owned()));
+        }
+        let driver = |e: DriverError| none(format!("the driver says: {}", describe(e)));
+        let mut version = 0;
+        // SAFETY: writes one number; needs no initialisation.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(driver)?;
+        let new_enough = |need: i32, what: &str| {
+            if version >= need {
+                return Ok(());
+            }
+            let (have, need) = (version_text(version), version_text(need));
+            Err(none(format!("its driver is of CUDA {have}, {what} CUDA {need} or later: update the NVIDIA driver")))
+        };
+        new_enough(OLDEST_DRIVER, "zellige needs")?;
+        let count = result::init().and_then(|()| result::device::get_count()).map_err(driver)?;
+        if ordinal >= usize::try_from(count).unwrap_or(0) {
+            return Err(none(format!("the driver sees {count} GPU(s), numbered from 0")));
+        }
+        let context = CudaContext::new(ordinal).map_err(driver)?;
+        let (major, minor) = context.compute_capability().map_err(driver)?;
+        let arch = match (major, minor) {
+            (9, 0) => Arch::Sm90a,
+            (9.., _) | (8, 9) => Arch::Sm89,
+            (8, _) => Arch::Sm80,
+            _ => return Err(none(format!("its compute capability is {major}.{minor}, kernels need 8.0 or later"))),
+        };
+        new_enough(cuda_of_isa(PtxOptions::new(arch).target.ptx_isa), &format!("kernels for {arch} need"))?;
+        memory::keep_freed(&context).map_err(driver)?;
+        let stream = context.new_stream().map_err(driver)?;
+        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, loss: Loss::default() }) })
+    }
+}
+
+impl Shared {
+    /// Turns a driver error of a launch into ours; the context is given up if the error is one that sticks.
+    fn failed(&self, kernel: &'static str, e: DriverError) -> LaunchError {
+        let cause = describe(e);
+        if self.context.synchronize().is_err() {
+            self.loss.record(kernel, &cause);
+        }
+        LaunchError::Device { kernel, device: self.name.clone(), cause }
+    }
+
+    /// Refuses work on a context that was lost.
+    fn usable(&self, kernel: &'static str) -> Result<(), LaunchError> {
+        self.loss.check(kernel, &self.name)
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        self.shared.name.clone()
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn copy_rate(&self) -> Result<Option<f64>, String> {
+        self.shared.usable("copy").map_err(|e| e.to_string())?;
+        time::copy_rate(&self.shared).map(Some).map_err(describe)
+    }
+
+    fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
+        self.shared.loss.cause().map_or(Ok(()), Err)?;
+        let (kernel, from_cache) = store::ptx(func, &PtxOptions::new(self.shared.arch))?;
+        Ok(Arc::new(CudaExecutable::load(&self.shared, kernel, from_cache)?))
+    }
+
+    fn capture<'a>(&self, calls: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        graph::capture(&self.shared, calls)
+    }
+}
