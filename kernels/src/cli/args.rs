@@ -42,6 +42,9 @@ pub struct List {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+    /// Print the library page: every kernel with its arguments and config, in Markdown.
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
 }
 
 #[derive(clap::Args, Debug, Default)]

@@ -1,74 +1,90 @@
 //! `zellige describe`.
 
 use super::{Passed, args, lookup};
-use crate::library::{Dtypes, LibraryKernel, Scale};
+use crate::library::{Dtypes, LibraryKernel, ProblemError, Scale};
 use crate::run::arguments;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use zellige::runtime::{Device, ParamSpec, Resources};
 use zellige_ir::Access;
 
+/// All that the library knows about a kernel, in words.
 #[derive(Serialize)]
-struct Description {
-    kernel: &'static str,
-    family: &'static str,
-    summary: &'static str,
-    equation: &'static str,
-    tolerance: &'static str,
-    source: &'static str,
-    doc: &'static str,
-    arguments: Vec<Argument>,
-    static_dims: Vec<&'static str>,
-    config: Vec<Field>,
-    cases: Vec<String>,
+pub struct Description {
+    pub kernel: &'static str,
+    pub family: &'static str,
+    pub summary: &'static str,
+    pub equation: &'static str,
+    pub tolerance: &'static str,
+    pub source: &'static str,
+    pub doc: &'static str,
+    pub arguments: Vec<Argument>,
+    pub static_dims: Vec<&'static str>,
+    pub config: Vec<Field>,
+    pub cases: Vec<String>,
     /// Of the representative problem, on the device that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    resources: Option<Resources>,
+    pub resources: Option<Resources>,
 }
 
 #[derive(Serialize)]
-struct Argument {
-    name: &'static str,
-    access: &'static str,
-    dtype: &'static str,
-    dims: Vec<String>,
-    strided: bool,
+pub struct Argument {
+    pub name: &'static str,
+    pub access: &'static str,
+    pub dtype: &'static str,
+    pub dims: Vec<String>,
+    pub strided: bool,
 }
 
 #[derive(Serialize)]
-struct Field {
-    name: &'static str,
-    default: String,
-    values: Vec<String>,
+pub struct Field {
+    pub name: &'static str,
+    pub default: String,
+    pub values: Vec<String>,
+}
+
+impl Argument {
+    /// The element type and the dims.
+    pub fn shape(&self) -> String {
+        if self.dims.is_empty() { self.dtype.to_owned() } else { format!("{}[{}]", self.dtype, self.dims.join(", ")) }
+    }
+}
+
+impl Description {
+    /// Of a kernel with its default config and element types.
+    pub fn of(entry: &dyn LibraryKernel) -> Result<Description, ProblemError> {
+        let info = entry.info();
+        let signature = entry.instantiate(&[], &Dtypes::new())?.signature();
+        let settings = entry.settings();
+        Ok(Description {
+            kernel: info.name,
+            family: info.family.name(),
+            summary: info.summary,
+            equation: info.equation,
+            tolerance: info.tolerance,
+            source: info.source,
+            doc: signature.doc,
+            arguments: signature.params.iter().map(argument).collect(),
+            static_dims: signature.static_dims.to_vec(),
+            config: settings
+                .fields()
+                .into_iter()
+                .map(|f| Field {
+                    name: f.name,
+                    default: settings.get(f.name).map(|v| v.to_string()).unwrap_or_default(),
+                    values: f.values.iter().map(ToString::to_string).collect(),
+                })
+                .collect(),
+            cases: entry.cases(Scale::Full).into_iter().map(|c| c.name).collect(),
+            resources: None,
+        })
+    }
 }
 
 pub fn run(args: &args::Describe) -> Result<Passed> {
     let entry = lookup::kernel(&args.kernel)?;
-    let info = entry.info();
-    let signature = entry.instantiate(&[], &Dtypes::new())?.signature();
-    let settings = entry.settings();
-    let description = Description {
-        kernel: info.name,
-        family: info.family.name(),
-        summary: info.summary,
-        equation: info.equation,
-        tolerance: info.tolerance,
-        source: info.source,
-        doc: signature.doc,
-        arguments: signature.params.iter().map(argument).collect(),
-        static_dims: signature.static_dims.to_vec(),
-        config: settings
-            .fields()
-            .into_iter()
-            .map(|f| Field {
-                name: f.name,
-                default: settings.get(f.name).map(|v| v.to_string()).unwrap_or_default(),
-                values: f.values.iter().map(ToString::to_string).collect(),
-            })
-            .collect(),
-        cases: entry.cases(Scale::Full).into_iter().map(|c| c.name).collect(),
-        resources: args.device.as_deref().map(|name| resources(entry, name)).transpose()?,
-    };
+    let mut description = Description::of(entry)?;
+    description.resources = args.device.as_deref().map(|name| resources(entry, name)).transpose()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&description)?);
     } else {
@@ -110,9 +126,8 @@ fn print_text(d: &Description) {
     println!("{}\n\ntolerance  {}\nsource     {}\n", d.doc, d.tolerance, d.source);
     println!("arguments");
     for a in &d.arguments {
-        let shape = if a.dims.is_empty() { String::new() } else { format!("[{}]", a.dims.join(", ")) };
         let strided = if a.strided { ", rows may lie apart" } else { "" };
-        println!("  {:<16} {:<7} {}{shape}{strided}", a.name, a.access, a.dtype);
+        println!("  {:<16} {:<7} {}{strided}", a.name, a.access, a.shape());
     }
     if !d.static_dims.is_empty() {
         println!("\ncompiled for each value of: {}", d.static_dims.join(", "));

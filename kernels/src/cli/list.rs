@@ -1,6 +1,6 @@
 //! `zellige list`.
 
-use super::{Passed, args};
+use super::{Passed, args, page};
 use crate::library::{Scale, all};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -15,6 +15,10 @@ struct Row {
 }
 
 pub fn run(args: &args::List) -> Result<Passed> {
+    if args.markdown {
+        print!("{}", page::markdown()?);
+        return Ok(true);
+    }
     let mut rows: Vec<Row> = all()
         .iter()
         .map(|k| {

@@ -9,6 +9,7 @@ mod emit;
 mod layout;
 mod list;
 mod lookup;
+mod page;
 mod run;
 
 use clap::Parser;

@@ -3,5 +3,6 @@
 pub mod block_scaled;
 pub mod dense;
 pub mod grouped;
+pub mod k_grouped;
 pub mod product;
 mod scaled_problem;

@@ -21,6 +21,7 @@ pub mod expand_backward;
 pub mod head;
 pub mod head_mix;
 pub mod head_mix_backward;
+pub mod layer;
 pub mod mix;
 pub mod mix_backward;
 pub mod mix_norm;

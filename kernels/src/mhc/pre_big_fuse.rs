@@ -1,7 +1,9 @@
 //! Everything between the projection and a sub-layer in one pass, for inference.
 
 use super::mix_norm::Slabs;
-use super::problem::{BF16, EPS, Entry, F32, POST_MULTIPLIER, SLABS, Shape, at, check, problem, scalar, tokens};
+use super::problem::{
+    EPS, Entry, F32, POST_MULTIPLIER, SLABS, Shape, abs, at, check, check_bf16, problem, scalar, tokens,
+};
 use super::token::{Affine, Matrix, weighted_sum};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
@@ -166,14 +168,15 @@ fn outputs_of(s: Shape) -> Result<[Value; 2], ProblemError> {
     Ok([Value::Tensor(output(DType::F32, &[s.tokens, n])?), Value::Tensor(output(DType::F32, &[s.tokens, n, n])?)])
 }
 
-/// The references' `u` before rounding, `post` and C of sampled tokens.
-fn expected(s: Shape, rounds: usize, args: &[Value], sample: &[usize]) -> [Vec<f32>; 3] {
+/// The references' `u` before rounding, the magnitudes of its terms, `post` and C of sampled tokens.
+fn expected(s: Shape, rounds: usize, args: &[Value], sample: &[usize]) -> [Vec<f32>; 4] {
     let mhc = crate::reference::mhc::Mhc { rounds, ..s.mhc() };
     let slabs = (at(&args[1], 1, sample), at(&args[2], 1, sample));
     let mixes = super::mix_norm::expected(&slabs.0, &slabs.1, s.mixes(), s.width());
     let split = mhc.split(&mixes, &args[3].f32s(), &args[4].f32s(), sample.len());
-    let u = mhc.apply(&tokens(&args[0], sample), &split.pre, sample.len());
-    [u, split.post, mhc.sinkhorn(&split.comb)]
+    let x = tokens(&args[0], sample);
+    let [u, sizes] = [mhc.apply(&x, &split.pre, sample.len()), mhc.apply(&abs(&x), &split.pre, sample.len())];
+    [u, sizes, split.post, mhc.sinkhorn(&split.comb)]
 }
 
 fn fuse_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError> {
@@ -183,9 +186,9 @@ fn fuse_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError> {
     args.extend(scalars);
     Ok(problem(MhcPreBigFuse::new(cfg), args, move |args| {
         let sample = s.sample();
-        let [u, post, comb] = expected(s, cfg.rounds, args, &sample);
+        let [u, sizes, post, comb] = expected(s, cfg.rounds, args, &sample);
         vec![
-            check("u", &tokens(&args[5], &sample), &u, BF16),
+            check_bf16("u", &tokens(&args[5], &sample), &u, &sizes),
             check("post", &tokens(&args[6], &sample), &post, F32),
             check("comb", &tokens(&args[7], &sample), &comb, F32),
         ]
@@ -200,7 +203,7 @@ fn fuse_norm_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError>
     args.extend(scalars);
     Ok(problem(MhcPreBigFuseNorm::new(cfg), args, move |args| {
         let sample = s.sample();
-        let [u, post, comb] = expected(s, cfg.rounds, args, &sample);
+        let [u, _, post, comb] = expected(s, cfg.rounds, args, &sample);
         let weight = args[5].f32s();
         let y = rms_norm(&bf16_round_all(&u), Some(&weight), sample.len(), s.dim, f64::from(EPS)).y;
         // A u that rounds the other way moves y by a step of bf16.

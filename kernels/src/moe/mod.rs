@@ -4,6 +4,7 @@ pub mod expand;
 pub mod gate;
 pub mod hash_gate;
 pub mod indices;
+pub mod layer;
 pub mod load;
 pub mod mapping;
 pub mod normalize;

@@ -19,6 +19,8 @@ pub struct ReduceConfig {
     pub weighted: bool,
     /// Rows of `y` have scale factors.
     pub scaled: bool,
+    /// The rows of `addend` are added after the slots: the output of shared experts.
+    pub added: bool,
     /// The finished sum is multiplied by `out_scale`.
     pub out_scaled: bool,
     /// Tokens of a tile.
@@ -33,13 +35,14 @@ pub struct ReduceConfig {
 
 impl Default for ReduceConfig {
     fn default() -> ReduceConfig {
-        ReduceConfig { weighted: true, scaled: false, out_scaled: false, bm: 8, bn: 512, threads: 128 }
+        ReduceConfig { weighted: true, scaled: false, added: false, out_scaled: false, bm: 8, bn: 512, threads: 128 }
     }
 }
 
 /// `out[t] = sum_j (weights[t,j] * row_scales[pos]) * y[pos]`, `pos = token_topk_to_pos[t,j]`: from zero, one fused
-/// multiply-add in f32 per slot in slot order, slots with a negative position skipped; times `out_scale`, rounded once.
-/// `y` [positions, width], `weights` and `token_topk_to_pos` [tokens, k], `row_scales` [positions], `out` [tokens, width].
+/// multiply-add in f32 per slot in slot order, slots with a negative position skipped; plus `addend[t]`, times `out_scale`,
+/// rounded once. `y` [positions, width], `weights` and `token_topk_to_pos` [tokens, k], `row_scales` [positions], `addend` and
+/// `out` [tokens, width].
 /// Arguments that the config turns off are not read and may have any extents.
 #[kernel(static_dims(k))]
 pub fn reduce_fused<Y: Element, O: Element>(
@@ -48,6 +51,7 @@ pub fn reduce_fused<Y: Element, O: Element>(
     #[dims(weight_rows, weight_cols)] weights: &Tensor<f32, 2>,
     #[dims(scale_rows)] row_scales: &Tensor<f32, 1>,
     #[dims(tokens, k)] token_topk_to_pos: &Tensor<i32, 2>,
+    #[dims(addend_rows, addend_cols)] addend: &Tensor<Y, 2>,
     #[dims(tokens, width)] out: &mut Tensor<O, 2>,
     out_scale: Expr<f32>,
     #[comptime] cfg: ReduceConfig,
@@ -74,6 +78,12 @@ pub fn reduce_fused<Y: Element, O: Element>(
         for (i, c) in t.parallel((bm, bn)) {
             let sum = tile[(i, c)].cast::<f32>().mul_add(factor[i], acc[(i, c)]);
             acc[(i, c)] = select(pos[i] >= 0, sum, acc[(i, c)]);
+        }
+    }
+    if cfg.added {
+        t.copy(addend.at((row, col)), tile);
+        for (i, c) in t.parallel((bm, bn)) {
+            acc[(i, c)] += tile[(i, c)].cast::<f32>();
         }
     }
     if cfg.out_scaled {
@@ -109,7 +119,12 @@ impl Reduce {
     fn case(self) -> Case {
         let Reduce { tokens, width, experts, k, y, out, cfg } = self;
         let mut name = format!("t={tokens} k={k} h={width} e={experts} {y}->{out}");
-        for (on, word) in [(!cfg.weighted, " unweighted"), (cfg.scaled, " scaled"), (cfg.out_scaled, " out-scaled")] {
+        for (on, word) in [
+            (!cfg.weighted, " unweighted"),
+            (cfg.scaled, " scaled"),
+            (cfg.added, " added"),
+            (cfg.out_scaled, " out-scaled"),
+        ] {
             if on {
                 name.push_str(word);
             }
@@ -126,6 +141,8 @@ impl Reduce {
         let y = Value::Tensor(inputs.normal(y_dtype, &[positions, width], 1.0)?);
         let weights = inputs.uniform(DType::F32, &[tokens, k], 0.0, 1.0)?;
         let scales = inputs.uniform(DType::F32, &[positions], 0.5, 2.0)?;
+        let addend_shape = if cfg.added { [tokens, width] } else { [0, 0] };
+        let addend = inputs.normal(y_dtype, &addend_shape, 1.0)?;
         let nothing = |used: bool, tensor: DynTensor, shape: &[usize]| {
             if used { Ok(tensor) } else { DynTensor::zeros(DType::F32, shape) }
         };
@@ -135,13 +152,16 @@ impl Reduce {
             Value::Tensor(nothing(cfg.weighted, weights, &[0, 0])?),
             Value::Tensor(nothing(cfg.scaled, scales, &[0])?),
             Value::Tensor(DynTensor::from_slice::<i32>(&[tokens, k], &pos)?),
+            Value::Tensor(addend),
             Value::Tensor(output(out, &[tokens, width])?),
             Value::Scalar(Const::f32(out_scale)),
         ];
         let live = ids.iter().filter(|&&id| id >= 0).count();
-        let work = Work { flops: 0.0, bytes: (live * y_dtype.bytes_for(width) + tokens * out.bytes_for(width)) as f64 };
+        let rows = live + if cfg.added { tokens } else { 0 };
+        let work = Work { flops: 0.0, bytes: (rows * y_dtype.bytes_for(width) + tokens * out.bytes_for(width)) as f64 };
         let verify = move |args: &[Value]| {
             let (y, weights, scales) = (args[0].f32s(), args[1].f32s(), args[2].f32s());
+            let addend = args[4].f32s();
             let problem = reference::ReduceFused {
                 y: &y,
                 width,
@@ -149,6 +169,7 @@ impl Reduce {
                 row_scales: cfg.scaled.then_some(&scales[..]),
                 token_topk_to_pos: &pos,
                 k,
+                addend: cfg.added.then_some(&addend[..]),
                 out_scale: cfg.out_scaled.then_some(out_scale),
             };
             let want = reference::reduce_fused(&problem);
@@ -157,7 +178,7 @@ impl Reduce {
                 DType::F8E4M3 => want.iter().map(|&v| codec::e4m3_decode(codec::e4m3_encode(v))).collect(),
                 _ => want,
             };
-            vec![Comparison::exact_f32("out", &args[4].f32s(), &want)]
+            vec![Comparison::exact_f32("out", &args[5].f32s(), &want)]
         };
         Ok(Problem { kernel: launcher(y_dtype, out, cfg)?, args, work, verify: Box::new(verify) })
     }
@@ -169,7 +190,7 @@ impl LibraryKernel for Entry {
             name: "reduce_fused",
             family: Family::Moe,
             summary: "weighted sum of expert outputs back to tokens, in slot order",
-            equation: "out[t] = sum_j weights[t,j] * y[token_topk_to_pos[t,j]], one fp32 FMA per slot, -1 skipped",
+            equation: "out[t] = sum_j weights[t,j] * y[token_topk_to_pos[t,j]] + addend[t], one fp32 FMA per slot, -1 skipped",
             tolerance: "exact",
             source: "V4 specification 3.2; TileKernels reduce_fused",
         }
@@ -198,6 +219,7 @@ impl LibraryKernel for Entry {
                     case(19, 576, 24, 6, bf16, bf16, small),
                     case(19, 256, 24, 2, f32, f32, ReduceConfig { weighted: false, ..small }),
                     case(9, 256, 24, 7, fp8, bf16, scaled),
+                    case(19, 300, 24, 6, bf16, bf16, ReduceConfig { weighted: false, added: true, ..small }),
                     case(9, 300, 24, 1, bf16, fp8, ReduceConfig { out_scaled: true, ..scaled }),
                 ]
             }
@@ -205,6 +227,7 @@ impl LibraryKernel for Entry {
             Scale::Full => vec![
                 case(4001, 4096, 256, 6, bf16, bf16, cfg),
                 case(4096, 7168, 384, 6, bf16, f32, cfg),
+                case(4096, 7168, 384, 6, bf16, bf16, ReduceConfig { weighted: false, added: true, ..cfg }),
                 case(4096, 4096, 256, 6, fp8, bf16, ReduceConfig { scaled: true, ..cfg }),
             ],
         }

@@ -3,6 +3,7 @@
 
 pub mod column_sum;
 pub mod hadamard;
+pub mod mtp_input;
 pub mod rmsnorm;
 pub mod rmsnorm_backward;
 pub mod rmsnorm_cast;

@@ -1,9 +1,9 @@
 //! SwiGLU with clamp and row weights, fused with a cast: per token, or per channel with the codes transposed.
 
 use super::cast::{CastConfig, STEPS, cast_tiles};
-use super::near::Near;
-use super::problem::{format, sf_shape};
+use super::problem::{compare_codes, format, sf_shape};
 use super::scale::{Code, ScaleLayout};
+use super::silu::one_plus_exp_minus;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -87,7 +87,7 @@ struct Source<'a, X: Element> {
 }
 
 /// The activation of the rows from `row` on and the columns from `col` on, in f32: `min(g, c)` and `clamp(h, -c, c)` if
-/// clamped, `g / (1 + exp(-g)) * h * w` in this order, zero on padding.
+/// clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding.
 #[tile]
 fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragment<f32, 2>, cfg: SwigluConfig) {
     let [rows, cols] = y.shape();
@@ -133,7 +133,7 @@ fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragme
             g = g.min(s.limit);
             h = h.clamp(-s.limit, s.limit);
         }
-        let a = g / (lit::<f32>(1.0) + (-g).exp()) * h;
+        let a = g / one_plus_exp_minus(g) * h;
         let a = if cfg.weighted { a * weight[i] } else { a };
         let a = if whole { a } else { select(inside(j), a, 0.0) };
         y[(i, j)] = if cfg.padded { select(live[i] == 1, a, 0.0) } else { a };
@@ -233,9 +233,6 @@ impl Types {
     }
 }
 
-/// Error of the activation in units of its last place: the exponential and the roundings after it.
-const ULPS: f32 = 4.0;
-
 /// The clamp in the problems, in bf16.
 const LIMIT: f32 = 10.0;
 
@@ -312,15 +309,21 @@ impl Swiglu {
                 pos_to_expert: cfg.padded.then_some(&experts[..]),
             };
             let want = problem.forward();
-            let errors: Vec<f32> = want.y.iter().map(|y| y.abs() * (ULPS * f32::EPSILON / 2.0)).collect();
-            let near = Near { values: &want.y, errors: &errors, rows, cols: inner };
-            let mut codes = args[5].f32s();
-            if per_channel {
-                codes = crate::reference::transpose::batched_transpose(&codes, 1, inner, rows);
-            }
             let scales = row_major(&args[6], groups, cfg.layout);
-            let round = |v: f32| if per_channel { codec::bf16_round(v) } else { v };
-            let mut out = near.compare_cast(["codes", "sf"], &codes, &scales, &spec, round);
+            let mut out = if per_channel {
+                let q = quant::cast(&codec::bf16_round_all(&want.y), rows, inner, &spec);
+                let codes = crate::reference::transpose::batched_transpose(&args[5].f32s(), 1, inner, rows);
+                vec![
+                    Comparison::exact_f32("codes", &codes, &q.format.decode(&q.codes)),
+                    Comparison::exact_f32("sf", &scales, &q.scales),
+                ]
+            } else {
+                let q = quant::cast(&want.y, rows, inner, &spec);
+                vec![
+                    compare_codes("codes", &args[5], &q.codes, q.format),
+                    Comparison::exact_f32("sf", &scales, &q.scales),
+                ]
+            };
             // The counters grow with every launch of the problem.
             let got = args[4].f32s();
             let launches = if want.clamped[0] > 0 { got[0] / want.clamped[0] as f32 } else { 1.0 };
@@ -398,9 +401,6 @@ fn cases(per_channel: bool, scale: Scale) -> Vec<Case> {
     cases
 }
 
-/// The tolerance of both kernels.
-const TOLERANCE: &str = "scale factors and codes exactly those of some activations within 4 ulp of the reference's";
-
 impl LibraryKernel for PerToken {
     fn info(&self) -> Info {
         Info {
@@ -408,7 +408,7 @@ impl LibraryKernel for PerToken {
             family: Family::Quant,
             summary: "SwiGLU with clamp and row weights, cast per token",
             equation: "a = silu(min(g,c)) * clamp(h,-c,c) * w, [g|h] = x; codes, sf = per_token_cast(a)",
-            tolerance: TOLERANCE,
+            tolerance: "exact",
             source: "V4 specification 3.3, 4.3; TileKernels swiglu_forward_and_per_token_cast",
         }
     }
@@ -434,7 +434,7 @@ impl LibraryKernel for PerChannel {
             family: Family::Quant,
             summary: "SwiGLU with clamp and row weights, rounded to bf16, cast per channel, codes transposed",
             equation: "a = bf16(silu(min(g,c)) * clamp(h,-c,c) * w), [g|h] = x; codes^T, sf = per_channel_cast(a)",
-            tolerance: TOLERANCE,
+            tolerance: "exact",
             source: "V4 specification 4.3; TileKernels swiglu_forward_and_per_channel_cast_and_transpose",
         }
     }

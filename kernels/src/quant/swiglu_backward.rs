@@ -1,8 +1,8 @@
 //! The gradient of the clamped, weighted SwiGLU, with the gradient of its input cast per token.
 
-use super::near::Near;
-use super::problem::{format, quantized, sf_shape};
+use super::problem::{compare_codes, format, quantized, sf_shape};
 use super::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
+use super::silu::one_plus_exp_minus;
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -104,7 +104,7 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
                 gate = full_g.min(limit);
                 up = full_h.clamp(-limit, limit);
             }
-            let denominator = lit::<f32>(1.0) + (-gate).exp();
+            let denominator = one_plus_exp_minus(gate);
             let sigmoid = lit::<f32>(1.0) / denominator;
             let a = gate / denominator * up;
             let scaled = grad[(i, j)] * weight[i] * sigmoid;
@@ -138,9 +138,6 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
 
 /// The library's entry.
 pub struct Entry;
-
-/// Relative error of each factor of a gradient, in units of its last place.
-const ULPS: f32 = 6.0;
 
 /// Sizes of a case.
 #[derive(Clone, Copy)]
@@ -200,11 +197,7 @@ impl Backward {
             let clamp = cfg.clamp.then_some(limit);
             let problem = reference::SwigluBackward { x: &x, dy: &dy, rows, inner, clamp, row_weight: &row_weight };
             let want = problem.backward();
-            let ulps = ULPS * f32::EPSILON / 2.0;
-            let act_errors: Vec<f32> = want.weighted.iter().map(|a| a.abs() * ulps).collect();
-            let dx_errors = gradient_errors(&problem, &want, ulps);
-            let act = Near { values: &want.weighted, errors: &act_errors, rows, cols: inner };
-            let dx = Near { values: &want.dx, errors: &dx_errors, rows, cols: 2 * inner };
+            let q = quant::cast(&want.dx, rows, 2 * inner, &spec);
             let scales = match cfg.layout {
                 ScaleLayout::ColumnMajor => {
                     let stride = quant::tma_aligned_rows(rows);
@@ -214,10 +207,11 @@ impl Backward {
                 ScaleLayout::RowMajor | ScaleLayout::Packed => args[8].f32s(),
             };
             let mut out = vec![
-                act.compare_values("act", &args[5].f32s(), codec::bf16_round),
-                dx.compare_values("dx", &args[6].f32s(), codec::bf16_round),
+                Comparison::exact_f32("act", &args[5].f32s(), &codec::bf16_round_all(&want.weighted)),
+                Comparison::exact_f32("dx", &args[6].f32s(), &codec::bf16_round_all(&want.dx)),
+                compare_codes("dx_codes", &args[7], &q.codes, q.format),
+                Comparison::exact_f32("dx_sf", &scales, &q.scales),
             ];
-            out.extend(dx.compare_cast(["dx_codes", "dx_sf"], &args[7].f32s(), &scales, &spec, |v| v));
             // Terms of both signs cancel: relative to their size, not to the sum's.
             let verdict = compare(&args[9].f32s(), &want.dweight, Tolerance::AbsPlusRel { abs: 1e-4, rel: 1e-4 });
             out.push(Comparison { output: "dweight", verdict });
@@ -228,25 +222,6 @@ impl Backward {
     }
 }
 
-/// How far a gradient in f32 may be from the reference: in `dg` the factor `1 + g (1 - s)` cancels near its zero, so its error
-/// is that of its terms.
-fn gradient_errors(problem: &reference::SwigluBackward<'_>, want: &reference::SwigluGrad, ulps: f32) -> Vec<f32> {
-    let inner = problem.inner;
-    let error = |(i, &dx): (usize, &f32)| {
-        let (row, col) = (i / (2 * inner), i % (2 * inner));
-        if col >= inner || dx == 0.0 {
-            return dx.abs() * ulps;
-        }
-        let x = &problem.x[row * 2 * inner..][..2 * inner];
-        let limit = problem.clamp.unwrap_or(f32::INFINITY);
-        let (g, h) = (x[col].min(limit), x[inner + col].clamp(-limit, limit));
-        let sigmoid = 1.0 / (1.0 + (-g).exp());
-        let factor = problem.dy[row * inner + col] * problem.row_weight[row] * sigmoid * h;
-        factor.abs() * (1.0 + g.abs()) * ulps
-    };
-    want.dx.iter().enumerate().map(error).collect()
-}
-
 impl LibraryKernel for Entry {
     fn info(&self) -> Info {
         Info {
@@ -254,7 +229,7 @@ impl LibraryKernel for Entry {
             family: Family::Quant,
             summary: "gradient of the clamped, weighted SwiGLU, cast per token",
             equation: "dg = dy w s h (1 + g (1 - s)), dh = dy w s g, s = sigmoid(g), zero where clamped; dw = sum dy silu(g) h",
-            tolerance: "outputs exactly those of some gradients within 6 ulp of their terms; dweight abs + rel 1e-4",
+            tolerance: "exact; dweight abs 1e-4 + rel 1e-4",
             source: "V4 specification 3.3, 4.3; TileKernels swiglu_backward_and_per_token_cast",
         }
     }

@@ -10,6 +10,9 @@ use std::fmt;
 pub enum Tolerance {
     /// Same bits (any NaN equals any NaN; −0 differs from +0).
     Exact,
+    /// Each element is the rounding to bf16 of some value within this fraction of the magnitudes of the sum's terms from
+    /// the reference; see [`compare_rounded`].
+    Rounding(f64),
     /// `|got − want| ≤ bound` for every element.
     Abs(f64),
     /// `|got − want| ≤ abs` **or** `≤ rel · |want|` for every element.
@@ -45,6 +48,7 @@ impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Tolerance::Exact => write!(f, "exact"),
+            Tolerance::Rounding(noise) => write!(f, "bf16 of {noise:.1e}"),
             Tolerance::Abs(abs) => write!(f, "abs {abs:.1e}"),
             Tolerance::AbsRel { abs, rel } => write!(f, "abs {abs:.1e} or rel {rel:.1e}"),
             Tolerance::AbsPlusRel { abs, rel } => write!(f, "abs {abs:.1e} + rel {rel:.1e}"),
@@ -108,7 +112,7 @@ pub fn compare(got: &[f32], want: &[f32], tolerance: Tolerance) -> Verdict {
     assert_eq!(got.len(), want.len(), "outputs of {} and {} elements cannot be compared", got.len(), want.len());
     // Worst element first: it is reported whatever the tolerance measures.
     let allowance = |want: f64| match tolerance {
-        Tolerance::Exact | Tolerance::CalcDiff(_) | Tolerance::Cosine(_) => 0.0,
+        Tolerance::Exact | Tolerance::Rounding(_) | Tolerance::CalcDiff(_) | Tolerance::Cosine(_) => 0.0,
         Tolerance::Abs(abs) => abs,
         Tolerance::AbsRel { abs, rel } | Tolerance::AbsRelCos { abs, rel, .. } => abs.max(rel * want.abs()),
         Tolerance::AbsPlusRel { abs, rel } => abs + rel * want.abs(),
@@ -125,7 +129,7 @@ pub fn compare(got: &[f32], want: &[f32], tolerance: Tolerance) -> Verdict {
         let used = match tolerance {
             // Ranked by absolute error; the measure itself is taken over the whole output.
             Tolerance::CalcDiff(_) | Tolerance::Cosine(_) => error,
-            Tolerance::Exact => f64::INFINITY,
+            Tolerance::Exact | Tolerance::Rounding(_) => f64::INFINITY,
             Tolerance::Abs(_)
             | Tolerance::AbsRel { .. }
             | Tolerance::AbsPlusRel { .. }
@@ -138,9 +142,11 @@ pub fn compare(got: &[f32], want: &[f32], tolerance: Tolerance) -> Verdict {
     }
     let (used, error) = match tolerance {
         _ if mismatched_kind => (f64::INFINITY, f64::INFINITY),
-        Tolerance::Exact | Tolerance::Abs(_) | Tolerance::AbsRel { .. } | Tolerance::AbsPlusRel { .. } => {
-            (worst_used, worst_error)
-        }
+        Tolerance::Exact
+        | Tolerance::Rounding(_)
+        | Tolerance::Abs(_)
+        | Tolerance::AbsRel { .. }
+        | Tolerance::AbsPlusRel { .. } => (worst_used, worst_error),
         Tolerance::CalcDiff(bound) => {
             let diff = calc_diff(got, want);
             (ratio(diff, bound), diff)
@@ -155,6 +161,24 @@ pub fn compare(got: &[f32], want: &[f32], tolerance: Tolerance) -> Verdict {
         }
     };
     Verdict { pass: used <= 1.0, tolerance, used, error, worst, elements: got.len() }
+}
+
+/// Compares bf16 results of sums in f32 with the unrounded reference: `sizes` are the sums of the terms' magnitudes, and a
+/// result passes if it is what some value within `noise · size` of the reference rounds to. Away from the middle between
+/// two bf16 numbers that is one number, so that this is stricter than any tolerance of bf16's own size.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn compare_rounded(got: &[f32], want: &[f32], sizes: &[f32], noise: f64) -> Verdict {
+    assert_eq!(want.len(), sizes.len(), "{} values and the magnitudes of {}", want.len(), sizes.len());
+    let nearest = |((&got, &want), &size): ((&f32, &f32), &f32)| {
+        let error = noise * f64::from(size);
+        let [lo, hi] = [-error, error].map(|e| super::codec::bf16_round((f64::from(want) + e) as f32));
+        // Zeros of either sign are one value.
+        if got >= lo && got <= hi { got } else { super::codec::bf16_round(want) }
+    };
+    let nearest: Vec<f32> = got.iter().zip(want).zip(sizes).map(nearest).collect();
+    compare(got, &nearest, Tolerance::Rounding(noise))
 }
 
 /// `error / bound`, with 0 / 0 = 0.
@@ -319,6 +343,19 @@ mod tests {
         assert_eq!(max_abs(&[1.0, -2.0], &[1.5, -4.0]), 2.0);
         assert_eq!(max_rel(&[1.0, -2.0], &[2.0, -2.0]), 0.5);
         assert_eq!(max_rel(&[1.0], &[0.0]), f64::INFINITY);
+    }
+
+    #[test]
+    fn a_rounding_may_differ_only_near_the_middle_of_two_numbers() {
+        // 1 + 2^-8 lies halfway between the bf16 numbers 1 and 1 + 2^-7.
+        let (below, above) = (1.0, 1.0 + 2f32.powi(-7));
+        let middle = 1.0 + 2f32.powi(-8);
+        let pass = |got: f32, want: f32| compare_rounded(&[got], &[want], &[2.0], 1e-5).pass;
+        assert!(pass(below, middle) && pass(above, middle));
+        assert!(pass(below, middle - 1e-3) && !pass(above, middle - 1e-3));
+        assert!(pass(above, middle + 1e-3) && !pass(below, middle + 1e-3));
+        assert!(pass(0.0, -0.0) && !pass(NAN, 1.0) && !pass(INF, 1.0));
+        assert!(!pass(1.0, NAN));
     }
 
     #[test]

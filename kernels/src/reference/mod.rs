@@ -28,6 +28,7 @@ pub mod hadamard;
 pub mod metrics;
 pub mod mhc;
 pub mod mhc_backward;
+pub mod mhc_step;
 pub mod moe;
 pub mod muon;
 pub mod norm;

@@ -6,6 +6,7 @@ pub mod cross_entropy_backward;
 pub mod embedding;
 pub mod embedding_backward;
 pub mod reverse_kl;
+pub mod sampling_topk;
 pub mod token_order;
 
 use zellige::prelude::*;

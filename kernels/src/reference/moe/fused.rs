@@ -31,21 +31,24 @@ pub struct ReduceFused<'a> {
     pub token_topk_to_pos: &'a [i32],
     /// Slots per token.
     pub k: usize,
+    /// Rows added after the slots, `[tokens, width]`; nothing if absent.
+    pub addend: Option<&'a [f32]>,
     /// Factor on the finished sum, in f32.
     pub out_scale: Option<f32>,
 }
 
 /// `out_t = Σ_j (w_tj · s_pos) · y[pos]`, starting from zero, one fused multiply-add in f32 per
-/// slot in slot order, −1 skipped; `[tokens, width]` in f32. Exact.
+/// slot in slot order, −1 skipped; then the addend; `[tokens, width]` in f32. Exact.
 pub fn reduce_fused(args: &ReduceFused<'_>) -> Vec<f32> {
-    let ReduceFused { y, width, weights, row_scales, token_topk_to_pos, k, out_scale } = *args;
+    let ReduceFused { y, width, weights, row_scales, token_topk_to_pos, k, addend, out_scale } = *args;
     if let Some(weights) = weights {
         expect_len("weights", weights.len(), &[token_topk_to_pos.len()]);
     }
     let pairs: Vec<usize> = (0..token_topk_to_pos.len()).collect();
     pairs
         .par_chunks(k.max(1))
-        .flat_map_iter(|slots| {
+        .enumerate()
+        .flat_map_iter(|(token, slots)| {
             let mut sum = vec![0f32; width];
             for &pair in slots {
                 let Ok(pos) = usize::try_from(token_topk_to_pos[pair]) else { continue };
@@ -56,6 +59,9 @@ pub fn reduce_fused(args: &ReduceFused<'_>) -> Vec<f32> {
                 for (sum, &y) in sum.iter_mut().zip(&y[pos * width..][..width]) {
                     *sum = y.mul_add(factor, *sum);
                 }
+            }
+            if let Some(addend) = addend {
+                sum.iter_mut().zip(&addend[token * width..][..width]).for_each(|(sum, x)| *sum += x);
             }
             if let Some(scale) = out_scale {
                 sum.iter_mut().for_each(|sum| *sum *= scale);
@@ -89,6 +95,7 @@ mod tests {
             row_scales: None,
             token_topk_to_pos: &[2, 0, -1, 1],
             k: 2,
+            addend: None,
             out_scale: None,
         };
         assert_eq!(reduce_fused(&base), [5.0, 50.0, 14.0, 140.0]);
@@ -96,6 +103,8 @@ mod tests {
         assert_eq!(reduce_fused(&scaled), [3.5, 35.0, 7.0, 70.0]);
         assert_eq!(reduce_fused_e4m3(&scaled).len(), 4);
         assert_eq!(reduce_fused(&ReduceFused { weights: None, ..base }), [5.0, 50.0, 2.0, 20.0]);
+        let added = ReduceFused { addend: Some(&[1.0, 2.0, 3.0, 4.0]), out_scale: Some(2.0), ..base };
+        assert_eq!(reduce_fused(&added), [12.0, 104.0, 34.0, 288.0]);
     }
 
     #[test]
@@ -109,6 +118,7 @@ mod tests {
             row_scales: None,
             token_topk_to_pos: &[0, 1],
             k: 2,
+            addend: None,
             out_scale: None,
         };
         assert_eq!(reduce_fused(&args), [2.0 * f32::EPSILON + f32::EPSILON.powi(2)]);
@@ -130,6 +140,7 @@ mod tests {
             row_scales: None,
             token_topk_to_pos: &map.token_topk_to_pos,
             k,
+            addend: None,
             out_scale: None,
         };
         let total = |t: usize| weights[t * k..][..k].iter().sum::<f32>();

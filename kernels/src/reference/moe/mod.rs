@@ -6,5 +6,6 @@
 pub mod fused;
 pub mod gate;
 pub mod indices;
+pub mod layer;
 pub mod mapping;
 pub mod top2_sum_gate;

@@ -1,0 +1,391 @@
+//! A whole mixture-of-experts layer in one call: router, choice of experts, the experts' products on quantised activations
+//! in expert order, shared expert, and the sum back to tokens.
+//!
+//! Depends on the kernels of this folder, of [`crate::gemm`] and of [`crate::quant`]; computes nothing itself.
+
+use super::expand::{ExpandConfig, ExpandToFusedWithSf};
+use super::gate::{Gate, GateConfig};
+use super::hash_gate::HashGate;
+use super::mapping::{GetFusedMapping, MappingConfig};
+use super::reduce::{ReduceConfig, ReduceFused};
+use super::score::Scoring;
+use crate::gemm::block_scaled::BlockScaledGemm;
+use crate::gemm::dense::{DenseGemm, GemmConfig};
+use crate::gemm::grouped::GroupedGemm;
+use crate::gemm::product::{ProductConfig, Weight};
+use crate::quant::cast::{CastConfig, QuantCast};
+use crate::quant::swiglu::{SwigluConfig, SwigluForwardAndPerTokenCast};
+use zellige::prelude::*;
+use zellige::runtime::TensorError;
+use zellige_ir::DType;
+
+/// The floor on amax in casts to e4m3.
+const AMAX_FLOOR: f32 = 1e-4;
+
+/// Rows of `b` that share a scale factor in FP8 weights, and columns.
+const BLOCK: usize = 128;
+
+/// Columns of MXFP4 weights that share a scale factor.
+const MX_GROUP: usize = 32;
+
+/// What a layer computes. The defaults are DeepSeek-V4-Flash's; V4-Pro's `route_scale` is 2.5.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct MoeConfig {
+    /// Experts of a token, k.
+    pub top_k: usize,
+    pub scoring: Scoring,
+    /// Factor on the normalised weights.
+    pub route_scale: f32,
+    /// Clamp of the SwiGLU, of shared experts too.
+    pub limit: f32,
+    /// Columns of an activation that share a scale factor: 128, or 32 beside MXFP4 weights.
+    pub group: usize,
+}
+
+impl Default for MoeConfig {
+    fn default() -> MoeConfig {
+        MoeConfig { top_k: 6, scoring: Scoring::SqrtSoftplus, route_scale: 1.5, limit: 10.0, group: 128 }
+    }
+}
+
+/// How experts are chosen; weights come from the scores either way.
+#[derive(Clone, Debug)]
+pub enum Router {
+    /// The best by score plus `bias` [experts].
+    Biased { bias: DeviceTensor<f32, 1> },
+    /// Row `token id` of `table` [vocab, k], as in the first layers.
+    Hash { table: DeviceTensor<i32, 2> },
+}
+
+/// Quantised weights of the routed experts. FP8 (`W` = e4m3) has a scale factor per 128 x 128 block, MXFP4 (`W` = e2m1) one per 32
+/// columns. `inner` is a multiple of 128.
+#[derive(Clone, Debug)]
+pub struct Experts<W: Element, S: Element> {
+    /// Gate rows, then up rows, [experts, 2 inner, hidden].
+    pub gate_up: DeviceTensor<W, 3>,
+    /// [experts, 2 inner / 128, hidden / 128] or [experts, 2 inner, hidden / 32], rounded up.
+    pub gate_up_sf: DeviceTensor<S, 3>,
+    /// [experts, hidden, inner].
+    pub down: DeviceTensor<W, 3>,
+    /// [experts, hidden / 128, inner / 128] or [experts, hidden, inner / 32], rounded up.
+    pub down_sf: DeviceTensor<S, 3>,
+}
+
+/// FP8 weights of the shared expert, a scale factor per 128 x 128 block. Several shared experts are one with as many times
+/// the inner width; their gate rows come first.
+#[derive(Clone, Debug)]
+pub struct SharedExpert<S: Element> {
+    /// Gate rows, then up rows, [2 inner, hidden].
+    pub gate_up: DeviceTensor<f8e4m3, 2>,
+    pub gate_up_sf: DeviceTensor<S, 2>,
+    /// [hidden, inner].
+    pub down: DeviceTensor<f8e4m3, 2>,
+    pub down_sf: DeviceTensor<S, 2>,
+}
+
+/// Why a layer cannot be made, or did not run.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    #[error("`{tensor}` has shape {found:?}, expected {expected:?} from `{from}`")]
+    Shape { tensor: &'static str, found: Vec<usize>, expected: Vec<usize>, from: &'static str },
+    #[error("the inner width of `{tensor}` is {inner}, expected a multiple of 128: pad the experts with zero rows")]
+    Inner { tensor: &'static str, inner: usize },
+    #[error("{top_k} experts per token of {experts}: `top_k` is from 1 to the number of experts")]
+    TopK { top_k: usize, experts: usize },
+    #[error("activations in groups of {group} beside weights in groups of {weights}: use 128, or 32 for MXFP4")]
+    Group { group: usize, weights: usize },
+    #[error("the layer chooses experts by token id: pass `token_ids`, one for each of the {tokens} tokens")]
+    TokenIds { tokens: usize },
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+/// What a layer returns.
+#[derive(Clone, Debug)]
+pub struct MoeOutput {
+    /// [tokens, hidden].
+    pub y: DeviceTensor<bf16, 2>,
+    /// The chosen experts, best first (in the table's order for a hash router), [tokens, k].
+    pub ids: DeviceTensor<i64, 2>,
+    /// Their weights, [tokens, k].
+    pub weights: DeviceTensor<f32, 2>,
+}
+
+/// A mixture-of-experts layer of DeepSeek-V4: weights, and [`forward`](MoeLayer::forward).
+///
+/// `W` is the type of the routed experts' weights, e4m3 or (MXFP4) e2m1, `S` that of all scale factors, f32 or e8m0.
+#[derive(Clone, Debug)]
+pub struct MoeLayer<W: Element, S: Element> {
+    config: MoeConfig,
+    /// [experts, hidden].
+    gate: DeviceTensor<bf16, 2>,
+    router: Router,
+    experts: Experts<W, S>,
+    shared: Option<SharedExpert<S>>,
+    hidden: usize,
+    inner: usize,
+}
+
+/// Codes, and row-major scale factors of groups of columns.
+type Quantized = (DeviceTensor<f8e4m3, 2>, DeviceTensor<f32, 2>);
+
+/// What the rows in expert order are.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    /// Expert of each row, -1 for padding.
+    experts: &'a DeviceTensor<i32, 1>,
+    /// Place of each row's weight in `weights`.
+    pairs: &'a DeviceTensor<i32, 1>,
+    weights: &'a DeviceTensor<f32, 2>,
+}
+
+fn expect(tensor: &'static str, found: &[usize], expected: &[usize], from: &'static str) -> Result<(), LayerError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(LayerError::Shape { tensor, found: found.to_vec(), expected: expected.to_vec(), from })
+}
+
+impl<W: Weight, S: Element> MoeLayer<W, S> {
+    /// How products with the routed experts' weights are computed, in tiles of `rows`.
+    fn product(group: usize, rows: usize) -> ProductConfig {
+        let base = if W::DTYPE == DType::F4E2M1 { ProductConfig::mxfp4() } else { ProductConfig::default() };
+        ProductConfig { bm: rows, a_group: group, ..base }
+    }
+
+    /// Puts a layer together. `gate` is the router's weight [experts, hidden].
+    ///
+    /// # Errors
+    /// If a shape does not follow from that of `gate` and of `experts.gate_up`, or the config does not fit the weights.
+    pub fn new(
+        config: MoeConfig,
+        gate: DeviceTensor<bf16, 2>,
+        router: Router,
+        experts: Experts<W, S>,
+        shared: Option<SharedExpert<S>>,
+    ) -> Result<MoeLayer<W, S>, LayerError> {
+        let [count, hidden] = gate.shape();
+        let inner = experts.gate_up.shape()[1] / 2;
+        if !(1..=count).contains(&config.top_k) {
+            return Err(LayerError::TopK { top_k: config.top_k, experts: count });
+        }
+        match &router {
+            Router::Biased { bias } => expect("bias", &bias.shape(), &[count], "gate")?,
+            Router::Hash { table } => expect("table", &table.shape(), &[table.shape()[0], config.top_k], "top_k")?,
+        }
+        let weights = if W::DTYPE == DType::F4E2M1 { MX_GROUP } else { BLOCK };
+        if !(config.group == BLOCK || config.group == weights) {
+            return Err(LayerError::Group { group: config.group, weights });
+        }
+        let check_inner = |tensor, inner: usize| match inner.is_multiple_of(BLOCK) {
+            true => Ok(()),
+            false => Err(LayerError::Inner { tensor, inner }),
+        };
+        check_inner("experts.gate_up", inner)?;
+        let from = "gate and experts.gate_up";
+        let sf = |rows: usize, cols: usize| match weights {
+            BLOCK => [count, rows.div_ceil(BLOCK), cols.div_ceil(BLOCK)],
+            group => [count, rows, cols.div_ceil(group)],
+        };
+        expect("experts.gate_up", &experts.gate_up.shape(), &[count, 2 * inner, hidden], from)?;
+        expect("experts.gate_up_sf", &experts.gate_up_sf.shape(), &sf(2 * inner, hidden), from)?;
+        expect("experts.down", &experts.down.shape(), &[count, hidden, inner], from)?;
+        expect("experts.down_sf", &experts.down_sf.shape(), &sf(hidden, inner), from)?;
+        if let Some(shared) = &shared {
+            let inner = shared.gate_up.shape()[0] / 2;
+            check_inner("shared.gate_up", inner)?;
+            let from = "gate and shared.gate_up";
+            let sf = |rows: usize, cols: usize| [rows.div_ceil(BLOCK), cols.div_ceil(BLOCK)];
+            expect("shared.gate_up", &shared.gate_up.shape(), &[2 * inner, hidden], from)?;
+            expect("shared.gate_up_sf", &shared.gate_up_sf.shape(), &sf(2 * inner, hidden), from)?;
+            expect("shared.down", &shared.down.shape(), &[hidden, inner], from)?;
+            expect("shared.down_sf", &shared.down_sf.shape(), &sf(hidden, inner), from)?;
+        }
+        Ok(MoeLayer { config, gate, router, experts, shared, hidden, inner })
+    }
+
+    /// The output of the layer for tokens `x` [tokens, hidden]: `y[t] = bf16(sum_j E_ids[t,j](x[t], weights[t,j]) + shared(x[t]))`.
+    ///
+    /// `E(x, w) = bf16(q(silu(min(g, c)) clamp(h, -c, c) w) W_down^T)`, `[g | h] = bf16(q(x) W_gate_up^T)`; `q` casts to e4m3 with
+    /// power-of-two scale factors. The sum runs in f32 in slot order. `token_ids` [tokens] are needed by a hash router only.
+    /// Nothing is read back to the host on the way. The bits of a token's output do not depend on the other tokens.
+    ///
+    /// # Errors
+    /// If `x` or `token_ids` do not fit, memory runs out, or a kernel cannot be built or fails.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        x: &DeviceTensor<bf16, 2>,
+        token_ids: Option<&DeviceTensor<i64, 1>>,
+    ) -> Result<MoeOutput, LayerError> {
+        let tokens = x.shape()[0];
+        expect("x", &x.shape(), &[tokens, self.hidden], "gate")?;
+        let (ids, weights) = self.route(stream, x, token_ids)?;
+        let quantized = self.quantize(stream, x)?;
+        let shared = match &self.shared {
+            Some(shared) => self.run_shared(stream, &quantized, shared)?,
+            None => DeviceTensor::zeros([0, 0])?,
+        };
+        let experts = self.gate.shape()[0];
+        let top_k = self.config.top_k;
+        let pairs = tokens * top_k;
+        let rows = tile_rows(pairs, experts);
+        // Room for the worst distribution of the pairs, whose counts stay on the device.
+        let positions = (pairs + experts.min(pairs) * (rows - 1)).next_multiple_of(rows);
+        let mut pos_to_expert = DeviceTensor::zeros([positions])?;
+        let mut pos_to_token = DeviceTensor::zeros([positions])?;
+        let mut pos_to_pair = DeviceTensor::zeros([positions])?;
+        let mut pair_to_pos = DeviceTensor::zeros([tokens, top_k])?;
+        let mut start = DeviceTensor::zeros([experts])?;
+        let mut end = DeviceTensor::zeros([experts])?;
+        let mut count = DeviceTensor::zeros([experts])?;
+        GetFusedMapping::<i64>::new(MappingConfig { alignment: rows, ..MappingConfig::default() }).launch(
+            stream,
+            &ids,
+            &mut pos_to_expert,
+            &mut pos_to_token,
+            &mut pos_to_pair,
+            &mut pair_to_pos,
+            &mut start,
+            &mut end,
+            &mut count,
+        )?;
+        let (codes, sf) = quantized;
+        let mut expanded = DeviceTensor::zeros([positions, self.hidden])?;
+        let mut expanded_sf = DeviceTensor::zeros([positions, sf.shape()[1]])?;
+        ExpandToFusedWithSf::<f8e4m3, f32>::new(ExpandConfig::default()).launch(
+            stream,
+            &codes,
+            &sf,
+            &pos_to_token,
+            &mut expanded,
+            &mut expanded_sf,
+        )?;
+        let Experts { gate_up, gate_up_sf, down, down_sf } = &self.experts;
+        let product = GroupedGemm::<f8e4m3, W, S, bf16>::new(Self::product(self.config.group, rows));
+        let mut projected = DeviceTensor::zeros([positions, 2 * self.inner])?;
+        product.launch(stream, &expanded, &expanded_sf, gate_up, gate_up_sf, &pos_to_expert, &mut projected)?;
+        let rows_of = Rows { experts: &pos_to_expert, pairs: &pos_to_pair, weights: &weights };
+        let (activation, activation_sf) = self.activate(stream, &projected, Some(rows_of))?;
+        let mut y = DeviceTensor::zeros([positions, self.hidden])?;
+        product.launch(stream, &activation, &activation_sf, down, down_sf, &pos_to_expert, &mut y)?;
+        let mut out = DeviceTensor::zeros([tokens, self.hidden])?;
+        // The weights are in the activations already.
+        let reduce = ReduceConfig { weighted: false, added: self.shared.is_some(), ..ReduceConfig::default() };
+        ReduceFused::<bf16, bf16>::new(reduce).launch(
+            stream,
+            &y,
+            &DeviceTensor::zeros([0, 0])?,
+            &DeviceTensor::zeros([0])?,
+            &pair_to_pos,
+            &shared,
+            &mut out,
+            1.0,
+        )?;
+        Ok(MoeOutput { y: out, ids, weights })
+    }
+
+    /// Ids and weights of the experts of each token.
+    fn route(
+        &self,
+        stream: &Stream,
+        x: &DeviceTensor<bf16, 2>,
+        token_ids: Option<&DeviceTensor<i64, 1>>,
+    ) -> Result<(DeviceTensor<i64, 2>, DeviceTensor<f32, 2>), LayerError> {
+        let MoeConfig { top_k, scoring, route_scale, .. } = self.config;
+        let (tokens, experts) = (x.shape()[0], self.gate.shape()[0]);
+        let mut logits = DeviceTensor::zeros([tokens, experts])?;
+        let product = GemmConfig { bm: 64, ..GemmConfig::default() };
+        DenseGemm::<bf16, f32>::new(product).launch(stream, x, &self.gate, &mut logits, 1.0)?;
+        let (mut ids, mut weights) = (DeviceTensor::zeros([tokens, top_k])?, DeviceTensor::zeros([tokens, top_k])?);
+        let config = GateConfig { scoring, ..GateConfig::default() };
+        match &self.router {
+            Router::Biased { bias } => {
+                Gate::<i64>::new(config).launch(stream, &logits, bias, &mut ids, &mut weights, route_scale)?;
+            }
+            Router::Hash { table } => {
+                let token_ids = token_ids.ok_or(LayerError::TokenIds { tokens })?;
+                expect("token_ids", &token_ids.shape(), &[tokens], "x")?;
+                HashGate::<i64>::new(GateConfig { tokens: 64, ..config }).launch(
+                    stream,
+                    &logits,
+                    token_ids,
+                    table,
+                    &mut ids,
+                    &mut weights,
+                    route_scale,
+                )?;
+            }
+        }
+        Ok((ids, weights))
+    }
+
+    /// Tokens as e4m3 codes and row-major scale factors.
+    fn quantize(&self, stream: &Stream, x: &DeviceTensor<bf16, 2>) -> Result<Quantized, LayerError> {
+        let [tokens, hidden] = x.shape();
+        let group = self.config.group;
+        let mut codes = DeviceTensor::zeros([tokens, hidden])?;
+        let mut sf = DeviceTensor::zeros([tokens, hidden.div_ceil(group)])?;
+        let config = CastConfig { block_cols: group, ue8m0: true, ..CastConfig::default() };
+        QuantCast::<bf16, f8e4m3, f32>::new(config).launch(stream, x, &mut codes, &mut sf)?;
+        Ok((codes, sf))
+    }
+
+    /// The SwiGLU of rows [g | h], cast. `rows_of` says which rows are padding and what the others weigh.
+    fn activate(
+        &self,
+        stream: &Stream,
+        x: &DeviceTensor<bf16, 2>,
+        rows_of: Option<Rows<'_>>,
+    ) -> Result<Quantized, LayerError> {
+        let MoeConfig { group, limit, .. } = self.config;
+        let [rows, inner] = [x.shape()[0], x.shape()[1] / 2];
+        let mut codes = DeviceTensor::zeros([rows, inner])?;
+        let mut sf = DeviceTensor::zeros([rows, inner.div_ceil(group)])?;
+        let routed = rows_of.is_some();
+        let config = SwigluConfig { group, weighted: routed, padded: routed, ..SwigluConfig::default() };
+        let (nothing, no_weights) = (DeviceTensor::zeros([0])?, DeviceTensor::zeros([0, 0])?);
+        let rows_of = rows_of.unwrap_or(Rows { experts: &nothing, pairs: &nothing, weights: &no_weights });
+        let mut clamped = DeviceTensor::zeros([3])?;
+        SwigluForwardAndPerTokenCast::<bf16, f8e4m3, f32>::new(config).launch(
+            stream,
+            x,
+            rows_of.experts,
+            rows_of.pairs,
+            rows_of.weights,
+            &mut clamped,
+            &mut codes,
+            &mut sf,
+            limit,
+            AMAX_FLOOR,
+        )?;
+        Ok((codes, sf))
+    }
+
+    /// The shared expert's output [tokens, hidden].
+    fn run_shared(
+        &self,
+        stream: &Stream,
+        (codes, sf): &Quantized,
+        shared: &SharedExpert<S>,
+    ) -> Result<DeviceTensor<bf16, 2>, LayerError> {
+        let tokens = codes.shape()[0];
+        let config = ProductConfig { bm: tile_rows(tokens, 1), a_group: self.config.group, ..ProductConfig::default() };
+        let product = BlockScaledGemm::<f8e4m3, f8e4m3, S, bf16>::new(config);
+        let mut projected = DeviceTensor::zeros([tokens, shared.gate_up.shape()[0]])?;
+        product.launch(stream, codes, sf, &shared.gate_up, &shared.gate_up_sf, &mut projected)?;
+        let (activation, activation_sf) = self.activate(stream, &projected, None)?;
+        let mut y = DeviceTensor::zeros([tokens, self.hidden])?;
+        product.launch(stream, &activation, &activation_sf, &shared.down, &shared.down_sf, &mut y)?;
+        Ok(y)
+    }
+}
+
+/// Rows of a product's tiles, and the alignment of groups, for so many rows of so many groups. The order in which an
+/// element's products are added does not depend on it.
+fn tile_rows(rows: usize, groups: usize) -> usize {
+    rows.div_ceil(groups.max(1)).next_power_of_two().clamp(16, 128)
+}
