@@ -48,7 +48,7 @@ impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Tolerance::Exact => write!(f, "exact"),
-            Tolerance::Rounding(noise) => write!(f, "bf16 of {noise:.1e}"),
+            Tolerance::Rounding(noise) => write!(f, "rounded ±{noise:.1e}"),
             Tolerance::Abs(abs) => write!(f, "abs {abs:.1e}"),
             Tolerance::AbsRel { abs, rel } => write!(f, "abs {abs:.1e} or rel {rel:.1e}"),
             Tolerance::AbsPlusRel { abs, rel } => write!(f, "abs {abs:.1e} + rel {rel:.1e}"),
