@@ -335,6 +335,33 @@ pub trait Tile<E: Element, const R: usize> {
     fn buffer(&self) -> Buffer;
 }
 
+/// Something that has a buffer of its own, which can have a name.
+pub trait Named {
+    /// The name, for messages.
+    #[track_caller]
+    fn set_name(&self, name: &str);
+}
+
+#[track_caller]
+fn set_name(buffer: Buffer, name: &str) {
+    record::with(Location::caller(), |r| name.clone_into(&mut r.builder.func_mut().buffers[buffer].name));
+}
+
+macro_rules! named {
+    ($($t:ident)*) => { $(impl<E: Element, const R: usize> Named for $t<E, R> {
+        fn set_name(&self, name: &str) {
+            set_name(self.buffer, name);
+        }
+    })* };
+}
+named!(Shared Fragment Local);
+
+impl<E: Element> Named for crate::Var<E> {
+    fn set_name(&self, name: &str) {
+        set_name(self.buffer, name);
+    }
+}
+
 impl<E: Element, const R: usize> Tile<E, R> for View<E, R> {
     fn window(&self, _other: Option<[usize; R]>) -> Option<Window> {
         Some(self.window.clone())

@@ -75,7 +75,7 @@ pub mod prelude {
 /// What the code that `#[kernel]` generates refers to.
 #[doc(hidden)]
 pub mod __rt {
-    pub use crate::buffer::StoreAt;
+    pub use crate::buffer::{Named, StoreAt};
     pub use crate::compare::{Condition, Logic};
     pub use crate::kernel::{Binder, Key, ScalarParam, TensorParam, record};
     pub use crate::record::RecordError;
@@ -86,6 +86,13 @@ pub mod __rt {
     #[track_caller]
     pub fn store<B: StoreAt<I>, I>(buf: &B, at: I, v: impl Into<crate::Expr<B::Element>>) {
         buf.store_at(at, v.into());
+    }
+
+    /// Tells a tile the name of the variable that it is bound to.
+    #[track_caller]
+    pub fn named<B: Named>(name: &str, tile: B) -> B {
+        tile.set_name(name);
+        tile
     }
 
     /// The place of the call, for the span of a kernel.

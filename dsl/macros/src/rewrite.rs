@@ -1,10 +1,10 @@
 //! The local, span-preserving rewrites of a kernel body: comparisons, `&&`, `||`, subscript assignment and
-//! statement-`if`. Host values behave as before; device values are recorded.
+//! statement-`if`. Host values behave as before; device values are recorded. Tiles learn the names they are bound to.
 
 use quote::quote_spanned;
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
-use syn::{BinOp, Block, Expr, Item, Stmt, parse_quote_spanned};
+use syn::{BinOp, Block, Expr, Item, Local, Pat, Stmt, parse_quote_spanned};
 
 /// Rewrites the body of a kernel or helper function.
 pub fn body(block: &mut Block) {
@@ -89,6 +89,13 @@ impl VisitMut for Rewrite {
         self.unit_block(&mut f.body);
     }
 
+    fn visit_local_mut(&mut self, local: &mut Local) {
+        visit_mut::visit_local_mut(self, local);
+        if let Some(init) = &mut local.init {
+            name_tiles(&local.pat, &mut init.expr);
+        }
+    }
+
     fn visit_item_mut(&mut self, _item: &mut Item) {}
 
     fn visit_expr_mut(&mut self, e: &mut Expr) {
@@ -123,6 +130,28 @@ impl VisitMut for Rewrite {
             }
             _ => {}
         }
+    }
+}
+
+/// The methods of the witness that allocate a tile.
+const ALLOCATIONS: [&str; 4] = ["shared", "fragment", "local", "var"];
+
+/// Tells tiles that are bound to variables what these are called, for messages and explanations.
+fn name_tiles(pat: &Pat, init: &mut Expr) {
+    match (pat, init) {
+        (Pat::Type(typed), init) => name_tiles(&typed.pat, init),
+        (Pat::Tuple(pats), Expr::Tuple(inits)) if pats.elems.len() == inits.elems.len() => {
+            pats.elems.iter().zip(&mut inits.elems).for_each(|(pat, init)| name_tiles(pat, init));
+        }
+        (Pat::Ident(variable), init @ Expr::MethodCall(_)) => {
+            let Expr::MethodCall(call) = &*init else { return };
+            let allocates = ALLOCATIONS.iter().any(|a| call.method == a) && matches!(*call.receiver, Expr::Path(_));
+            if allocates {
+                let (name, span) = (variable.ident.to_string(), call.method.span());
+                *init = parse_quote_spanned!(span=> ::zellige::__rt::named(#name, #init));
+            }
+        }
+        _ => {}
     }
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 use zellige_codegen::ptx::{Layouts, TileLayout, layouts};
 use zellige_ir::layout::svg;
+use zellige_ir::text::Names;
 use zellige_ir::{Buffer, Func};
 
 pub fn run(args: &args::Layout) -> Result<Passed> {
@@ -18,7 +19,7 @@ pub fn run(args: &args::Layout) -> Result<Passed> {
     let (buffer, layout) = find(wanted, func, &tiles).ok_or_else(|| unknown(wanted, &args.kernel, func, &tiles))?;
     let title = format!("{}, {}", args.kernel, describe(func, *buffer));
     let mut notes = vec![format!("{} for {}, at {}", recorded.case, options.target, func.buffers[*buffer].span)];
-    notes.extend(reasons(&explain, &name(func, *buffer)));
+    notes.extend(reasons(&explain, func, *buffer));
     let picture = match layout {
         TileLayout::Registers(layout) => svg::fragment(layout, &title, &notes),
         TileLayout::Shared(layout) => svg::memory(layout, func.buffers[*buffer].dtype, &title, &notes),
@@ -43,18 +44,22 @@ pub fn run(args: &args::Layout) -> Result<Passed> {
 /// The tile's name, or its number where it has none.
 fn name(func: &Func, buffer: Buffer) -> String {
     let name = &func.buffers[buffer].name;
-    if name.is_empty() { buffer.to_string() } else { name.clone() }
+    if name.is_empty() { Names::new(func).buffer(func, buffer) } else { name.clone() }
 }
 
-/// `$2: fragment f32[128, 128]`.
+/// `acc ($2): fragment f32[128, 128]`.
 fn describe(func: &Func, buffer: Buffer) -> String {
     let data = &func.buffers[buffer];
     let shape = data.static_shape().unwrap_or_default();
-    format!("{}: {} {}{shape:?}", name(func, buffer), data.scope.name(), data.dtype)
+    let (name, number) = (&data.name, Names::new(func).buffer(func, buffer));
+    let called = if name.is_empty() { number } else { format!("{name} ({number})") };
+    format!("{called}: {} {}{shape:?}", data.scope.name(), data.dtype)
 }
 
 /// The decisions about one tile.
-fn reasons(explain: &[String], name: &str) -> Vec<String> {
+fn reasons(explain: &[String], func: &Func, buffer: Buffer) -> Vec<String> {
+    let (name, id) = (&func.buffers[buffer].name, buffer.to_string());
+    let name = if name.is_empty() { &id } else { name };
     let is_name = |word: &str| word.trim_end_matches([',', ':']) == name;
     explain.iter().filter(|line| line.split_whitespace().any(is_name)).cloned().collect()
 }
@@ -62,11 +67,11 @@ fn reasons(explain: &[String], name: &str) -> Vec<String> {
 type Tile = (Buffer, TileLayout);
 
 fn find<'a>(wanted: &str, func: &Func, tiles: &'a [Tile]) -> Option<&'a Tile> {
-    let number = format!("${}", wanted.trim_start_matches('$'));
+    let (number, names) = (format!("${}", wanted.trim_start_matches('$')), Names::new(func));
     tiles
         .iter()
         .find(|(b, _)| func.buffers[*b].name == wanted)
-        .or_else(|| tiles.iter().find(|(b, _)| b.to_string() == number))
+        .or_else(|| tiles.iter().find(|(b, _)| names.buffer(func, *b) == number))
 }
 
 fn unknown(wanted: &str, kernel: &str, func: &Func, tiles: &[Tile]) -> anyhow::Error {
@@ -108,7 +113,7 @@ fn list(args: &args::Layout, func: &Func, tiles: &[Tile]) -> Result<Passed> {
             TileLayout::Shared(l) if l.is_strided() => format!("shared memory, strides {:?}", l.strides()),
             TileLayout::Shared(_) => "shared memory, swizzled".to_owned(),
         };
-        println!("{:<34} {how}, {}", describe(func, *buffer), func.buffers[*buffer].span);
+        println!("{:<42} {how}, {}", describe(func, *buffer), func.buffers[*buffer].span);
     }
     Ok(true)
 }

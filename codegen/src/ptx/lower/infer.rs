@@ -109,8 +109,7 @@ impl Infer<'_> {
     }
 
     fn name(&self, buffer: Buffer) -> String {
-        let name = &self.func.buffers[buffer].name;
-        if name.is_empty() { buffer.to_string() } else { name.clone() }
+        buffer_name(self.func, buffer)
     }
 
     fn assign(&mut self, buffer: Buffer, dist: Rc<Dist>, why: &str, by: Op) {
@@ -301,6 +300,12 @@ impl Infer<'_> {
     }
 }
 
+/// What a buffer is called in explanations.
+pub fn buffer_name(func: &Func, buffer: Buffer) -> String {
+    let name = &func.buffers[buffer].name;
+    if name.is_empty() { buffer.to_string() } else { name.clone() }
+}
+
 /// True if the window is its whole buffer, axes in order.
 pub fn is_whole(func: &Func, w: &Window) -> bool {
     w.covers_whole_buffer(func) && w.axes.iter().enumerate().all(|(i, a)| usize::from(a.axis) == i)
@@ -404,8 +409,9 @@ fn shared_forms(func: &Func, explain: &mut Vec<String>) -> Vec<SharedForm> {
                 Some(s) => SharedForm::Swizzled(s),
                 None => {
                     explain.push(format!(
-                        "layout: the {bytes}-byte swizzle at {} does not fit the rows of {buffer}; rows stay in order",
-                        data.span
+                        "layout: the {bytes}-byte swizzle at {} does not fit the rows of {}; rows stay in order",
+                        data.span,
+                        buffer_name(func, *buffer)
                     ));
                     SharedForm::RowMajor
                 }
@@ -423,7 +429,7 @@ fn shared_forms(func: &Func, explain: &mut Vec<String>) -> Vec<SharedForm> {
                 forms[i] = SharedForm::Swizzled(s);
                 explain.push(format!(
                     "layout: rows of {} are swizzled in atoms of {} bytes for the gemm at {}",
-                    w.buffer,
+                    buffer_name(func, w.buffer),
                     s.atom_bytes(),
                     data.span
                 ));

@@ -131,8 +131,7 @@ impl<'f> Lowerer<'f> {
 
     /// Name of a buffer in explanations.
     fn name(&self, buffer: Buffer) -> String {
-        let name = &self.func.buffers[buffer].name;
-        if name.is_empty() { buffer.to_string() } else { name.clone() }
+        infer::buffer_name(self.func, buffer)
     }
 
     // ---- scalars ---------------------------------------------------------------------------------------------
