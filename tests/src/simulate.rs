@@ -13,12 +13,13 @@ pub struct Simulated {
     pub kernel: PtxKernel,
 }
 
-/// Compiles and runs `func`.
+/// Compiles and runs `func`, without tensor maps: the library's kernels test those, on the device `sim`.
 ///
 /// # Errors
 /// A message if it does not compile, load or launch, or if the simulator found a fault; with the PTX.
 pub fn run(func: &Func, args: &[Arg], opts: &PtxOptions, sim: &SimOptions) -> Result<Simulated, String> {
-    let kernel = compile(func, opts).map_err(|e| e.to_string())?;
+    let opts = PtxOptions { tensor_maps: false, ..*opts };
+    let kernel = compile(func, &opts).map_err(|e| e.to_string())?;
     let fail = |what: String| format!("{what}\n{}\n{}", func.to_text(), kernel.ptx);
     let module = Module::parse(&kernel.ptx).map_err(|e| fail(e.to_string()))?;
     let mut memory = Memory::new();
@@ -111,6 +112,7 @@ fn param_block(
                 Arg::Scalar(c) => c.bits(),
                 Arg::Tensor(_) => return Err("a scalar that is a tensor".into()),
             },
+            ParamSlot::TensorMap { name, .. } => return Err(format!("`{name}` is a tensor map")),
         };
         let size = slot.bytes();
         block.resize(usize::next_multiple_of(block.len(), size), 0);

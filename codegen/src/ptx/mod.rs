@@ -4,7 +4,8 @@
 //! memory is planned and barriers are inserted ([`pipeline`]), dead code goes ([`passes`]), and text comes out ([`emit`]).
 //! Nothing here launches anything or needs a GPU, a driver or an assembler.
 //!
-//! Depends on `zellige_ir` alone. The feature level is sm_80 with 8-bit floats from sm_89 on.
+//! Depends on `zellige_ir` alone. Feature levels: sm_80, 8-bit floats from sm_89 on, and on sm_90a tensor copies, mbarriers,
+//! `wgmma` and warps with roles for the loops that fit them ([`lower`]'s `hopper`).
 
 pub mod emit;
 mod error;
@@ -16,7 +17,7 @@ mod target;
 
 pub use error::CodegenError;
 pub use lower::{Layouts, TileLayout, layouts};
-pub use simt::ParamSlot;
+pub use simt::{GridPlan, MapSpec, ParamSlot};
 pub use target::{Arch, Target};
 
 use serde::{Deserialize, Serialize};
@@ -31,11 +32,13 @@ pub struct PtxOptions {
     pub target: Target,
     /// Put the author's places into the PTX, for profilers and debuggers.
     pub line_info: bool,
+    /// The launcher can build tensor maps: kernels for Hopper may copy with them.
+    pub tensor_maps: bool,
 }
 
 impl PtxOptions {
     pub fn new(arch: Arch) -> PtxOptions {
-        PtxOptions { target: Target::new(arch), line_info: true }
+        PtxOptions { target: Target::new(arch), line_info: true, tensor_maps: true }
     }
 }
 
@@ -52,6 +55,10 @@ pub struct PtxKernel {
     pub threads: u32,
     /// What to pass, in order.
     pub params: Vec<ParamSlot>,
+    /// How many blocks to launch.
+    pub grid: GridPlan,
+    /// Blocks of a cluster: the grid's first extent must be a multiple.
+    pub cluster: u32,
     /// Decisions: layouts, staging, pipelining, shared memory, every barrier with its reason.
     pub explain: Vec<String>,
     pub metadata: Metadata,
@@ -76,7 +83,7 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
     let (mut ops, mut barriers) = (0, 0);
     kernel.walk(kernel.body, &mut |_, data| {
         ops += 1;
-        barriers += usize::from(matches!(data.op, simt::SimtOp::Bar {}));
+        barriers += usize::from(matches!(data.op, simt::SimtOp::Bar {} | simt::SimtOp::BarPart { .. }));
     });
     Ok(PtxKernel {
         ptx,
@@ -84,6 +91,8 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
         shared_bytes: kernel.shared_bytes,
         threads: kernel.threads,
         params: kernel.params,
+        grid: kernel.grid,
+        cluster: kernel.cluster,
         explain,
         metadata: Metadata { ops, barriers },
     })
@@ -94,7 +103,7 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
 /// # Errors
 /// As [`compile`].
 pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<String>), CodegenError> {
-    let lower::Lowered { mut kernel, mut explain } = lower::lower(func, opts.target)?;
+    let lower::Lowered { mut kernel, mut explain } = lower::lower(func, opts)?;
     passes::dce::run(&mut kernel);
     pipeline::shared::plan(&mut kernel, &mut explain);
     let have = opts.target.arch.max_shared_bytes();

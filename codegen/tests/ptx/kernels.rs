@@ -615,6 +615,8 @@ pub fn all() -> Vec<(String, Func)> {
         Gemm::BF16,
         Gemm { name: "gemm_f16_nn", a: DType::F16, b: DType::F16, b_rows: true, stages: 2, ..Gemm::BF16 },
         Gemm { name: "gemm_bf16_tn", a_trans: true, b_rows: true, stages: 0, ..Gemm::BF16 },
+        Gemm { name: "gemm_wgmma", tile: [128, 256, 64], stages: 2, threads: 256, ..Gemm::BF16 },
+        Gemm { name: "gemm_wgmma_tn", a_trans: true, b_rows: true, tile: [128, 128, 64], threads: 256, ..Gemm::BF16 },
         Gemm { name: "gemm_tf32", a: DType::F32, b: DType::F32, precision: GemmPrecision::Tf32, ..Gemm::BF16 },
         Gemm { name: "gemm_e4m3", a: DType::F8E4M3, b: DType::F8E4M3, tile: [64, 32, 64], ..Gemm::BF16 },
         Gemm { name: "gemm_i8", a: DType::I8, b: DType::I8, acc: DType::I32, tile: [32, 32, 64], ..Gemm::BF16 },

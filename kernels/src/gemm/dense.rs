@@ -187,6 +187,8 @@ impl LibraryKernel for Entry {
                 cases.push(case(33, 48, 100, f32, f32, small));
                 cases.push(case(64, 64, 64, DType::F16, DType::F16, small));
                 cases.push(case(16, 24, 64, bf16, f32, small));
+                let wide = GemmConfig { bn: 256, threads: 256, ..cfg };
+                cases.push(case(136, 264, 72, bf16, bf16, wide));
                 cases
             }
             Scale::Representative => vec![case(4096, 2048, 1024, bf16, bf16, cfg)],

@@ -1,16 +1,20 @@
 //! The simulated GPU as a device: runs the PTX that a GPU would get, and fails a launch that does anything wrong.
 
-use super::{Backend, Bound, Executable, Launch, ptx_args, store};
+use super::ptx_args::{self, Loaded, MapTensor};
+use super::{Backend, Bound, Executable, Launch};
 use crate::launch::{Arg, LaunchError};
-use crate::sim::{LaunchDims, Memory, Module, ParamBlock, SimOptions, launch};
+use crate::sim::{LaunchDims, Memory, Module, ParamBlock, SimOptions, Swizzle, TensorElem, TensorMap, launch};
 use std::sync::Arc;
-use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions};
-use zellige_ir::Func;
+use zellige_codegen::ptx::{Arch, MapSpec, PtxKernel, PtxOptions};
+use zellige_ir::{DType, Func};
 
 const NAME: &str = "sim";
 
 /// Bytes that device memory is handed out in, at least.
 const WORD: usize = 4;
+
+/// Few, so that the blocks of small problems share them.
+const MULTIPROCESSORS: usize = 3;
 
 /// Compiles for the newest architecture that the simulator and the compiler know.
 pub(super) struct Sim;
@@ -21,37 +25,72 @@ impl Backend for Sim {
     }
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
-        let (kernel, from_cache) = store::ptx(func, &PtxOptions::new(Arch::Sm90a))?;
-        let module = Module::parse(&kernel.ptx).map_err(|e| e.to_string())?;
-        Ok(Arc::new(Simulated { kernel, module, from_cache }))
+        Ok(Arc::new(Executables(Loaded::new(func, &PtxOptions::new(Arch::Sm90a), Simulated::load)?)))
     }
 }
+
+struct Executables(Loaded<Simulated>);
 
 struct Simulated {
     kernel: PtxKernel,
     module: Module,
-    from_cache: bool,
 }
 
-impl Executable for Simulated {
+impl Simulated {
+    fn load(kernel: PtxKernel) -> Result<Simulated, String> {
+        let module = Module::parse(&kernel.ptx).map_err(|e| e.to_string())?;
+        Ok(Simulated { kernel, module })
+    }
+}
+
+impl Executable for Executables {
     fn is_from_cache(&self) -> bool {
-        self.from_cache
+        self.0.is_from_cache()
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
-        Ok(Box::new(BoundSimulated { kernel: self, launch }))
+        Ok(Box::new(BoundSimulated { kernels: self, launch }))
     }
 }
 
+/// The simulator's form of a tensor map.
+fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], String> {
+    let elem = match spec.dtype {
+        DType::BF16 => TensorElem::Bf16,
+        DType::F16 => TensorElem::F16,
+        DType::F32 => TensorElem::F32,
+        dtype => return Err(format!("no tensor map of {dtype}")),
+    };
+    let swizzle = match spec.swizzle {
+        0 => Swizzle::None,
+        32 => Swizzle::B32,
+        64 => Swizzle::B64,
+        128 => Swizzle::B128,
+        bytes => return Err(format!("no swizzle of {bytes} bytes")),
+    };
+    let map = TensorMap {
+        elem,
+        address: tensor.address,
+        size: tensor.size.clone(),
+        stride: tensor.stride.clone(),
+        tile: spec.tile.clone(),
+        swizzle,
+        nan_fill: false,
+    };
+    map.encode()
+}
+
 struct BoundSimulated<'a> {
-    kernel: Arc<Simulated>,
+    kernels: Arc<Executables>,
     launch: Launch<'a>,
 }
 
 impl Bound for BoundSimulated<'_> {
     fn run(&mut self) -> Result<(), LaunchError> {
-        let (kernel, call) = (&self.kernel.kernel, &self.launch);
+        let call = &self.launch;
         let fail = |cause: String| LaunchError::Device { kernel: call.kernel, device: NAME.to_owned(), cause };
+        let simulated = self.kernels.0.pick(call, |k| &k.kernel, Simulated::load).map_err(fail)?;
+        let kernel = &simulated.kernel;
         let mut memory = Memory::new();
         let mut addresses = vec![0; call.args.len()];
         for (i, arg) in call.args.iter().enumerate() {
@@ -64,20 +103,21 @@ impl Bound for BoundSimulated<'_> {
                 addresses[i] = memory.alloc_init(&format!("argument {i}"), &bytes);
             }
         }
-        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i])?;
+        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], encode)?;
         let params = kernel
             .params
             .iter()
             .zip(&values)
-            .fold(ParamBlock::new(), |block, (slot, v)| block.bytes(slot.bytes(), &v[..slot.bytes()]));
+            .fold(ParamBlock::new(), |block, (slot, v)| block.bytes(slot.align(), &v.0[..slot.bytes()]));
         let dims = LaunchDims {
-            grid: ptx_args::grid(call, NAME)?.into(),
+            grid: ptx_args::grid(kernel, call, NAME, MULTIPROCESSORS)?.into(),
             block: [kernel.threads, 1, 1],
+            cluster: [kernel.cluster, 1, 1],
             ..LaunchDims::linear(1, kernel.threads)
         }
         .with_shared(kernel.shared_bytes);
         let options = SimOptions::default();
-        let report = launch(&self.kernel.module, &kernel.entry, dims, params.as_bytes(), &mut memory, &options)
+        let report = launch(&simulated.module, &kernel.entry, dims, params.as_bytes(), &mut memory, &options)
             .map_err(|e| fail(e.to_string()))?;
         if !report.faults.is_empty() {
             return Err(fail(report.describe()));

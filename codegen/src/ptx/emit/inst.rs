@@ -2,9 +2,12 @@
 
 use super::{ARENA, Emitter, local_name};
 use crate::ptx::simt::{
-    Addr, AtomOp, Bin, Cmp, MemTy, Num, ObjKind, Packed, Round, ShflMode, SimtOp, Ty, Un, Val, VoteMode,
+    Addr, AtomOp, Bin, Cmp, MemTy, Num, ObjKind, Packed, Roles, Round, ShflMode, SimtOp, Ty, Un, Val, VoteMode,
 };
 use zellige_ir::EntityId;
+
+/// Named barrier of the threads that run the kernel where others feed them.
+const CONSUMER_BARRIER: u32 = 1;
 
 /// Type suffix of bitwise instructions.
 fn bit_type(num: Num) -> &'static str {
@@ -75,7 +78,7 @@ fn braces(regs: &[String]) -> String {
 }
 
 impl Emitter<'_> {
-    fn addr(&mut self, a: &Addr) -> String {
+    pub(super) fn addr(&mut self, a: &Addr) -> String {
         let base = self.reg(a.base);
         match a.offset {
             0 => format!("[{base}]"),
@@ -83,14 +86,14 @@ impl Emitter<'_> {
         }
     }
 
-    fn guard(&mut self, g: Option<Val>) -> String {
+    pub(super) fn guard(&mut self, g: Option<Val>) -> String {
         match g {
             Some(g) => format!("@{} ", self.reg(g)),
             None => String::new(),
         }
     }
 
-    fn regs(&mut self, vals: &[Val]) -> Vec<String> {
+    pub(super) fn regs(&mut self, vals: &[Val]) -> Vec<String> {
         vals.iter().map(|&v| self.reg(v)).collect()
     }
 
@@ -291,7 +294,33 @@ impl Emitter<'_> {
                 }
             }
             SimtOp::Phase { id } => self.line(&format!("// phase: {}", k.phases[*id].what)),
-            SimtOp::Bar {} => self.line("bar.sync 0;"),
+            SimtOp::Bar {} => match k.roles {
+                Roles::Uniform => self.line("bar.sync 0;"),
+                Roles::Specialised { consumers } => self.line(&format!("bar.sync {CONSUMER_BARRIER}, {consumers};")),
+            },
+            SimtOp::BarPart { id, threads } => {
+                let id = self.opnd(*id);
+                self.line(&format!("bar.sync {id}, {threads};"));
+            }
+            SimtOp::ParamAddr { .. }
+            | SimtOp::MbarInit { .. }
+            | SimtOp::MbarFence {}
+            | SimtOp::MbarExpect { .. }
+            | SimtOp::MbarArrive { .. }
+            | SimtOp::MbarArriveAt { .. }
+            | SimtOp::ClusterSync {}
+            | SimtOp::MbarWait { .. }
+            | SimtOp::TmaLoad { .. }
+            | SimtOp::TmaStore { .. }
+            | SimtOp::BulkCommit {}
+            | SimtOp::BulkWait { .. }
+            | SimtOp::AsyncFence {}
+            | SimtOp::WgmmaFence {}
+            | SimtOp::Wgmma { .. }
+            | SimtOp::WgmmaCommit {}
+            | SimtOp::WgmmaWait { .. }
+            | SimtOp::SetRegs { .. }
+            | SimtOp::StMatrix { .. } => self.hopper(op),
             SimtOp::BarWarp {} => self.line("bar.warp.sync -1;"),
             SimtOp::Trap {} => self.line("trap;"),
             SimtOp::Print { format, args } => self.print(format, args),

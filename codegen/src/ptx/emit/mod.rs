@@ -3,11 +3,12 @@
 //! The text is meant to be read: one op a line, the author's `file:line:col` before the ops that come from it, loops
 //! and branches indented. Each SIMT op maps to one instruction, up to guards and operands that PTX wants in registers.
 
+mod hopper;
 mod inst;
 mod names;
 mod print;
 
-use crate::ptx::simt::{Block, Kernel, ObjKind, SimtOp, Ty, Val, ValDef};
+use crate::ptx::simt::{Block, Kernel, ObjKind, ParamSlot, Roles, SimtOp, Ty, Val, ValDef};
 use crate::ptx::target::Target;
 use names::Names;
 use std::fmt::Write;
@@ -156,14 +157,28 @@ impl Emitter<'_> {
         }
         self.print_declarations(&mut text);
         let params: Vec<String> = (0..k.params.len())
-            .map(|i| format!("    .param .b{} {}", 8 * k.params[i].bytes(), self.param_name(i)))
+            .map(|i| match &k.params[i] {
+                p @ ParamSlot::TensorMap { .. } => {
+                    format!("    .param .align {} .b8 {}[{}]", p.align(), self.param_name(i), p.bytes())
+                }
+                p => format!("    .param .b{} {}", 8 * p.bytes(), self.param_name(i)),
+            })
             .collect();
+        let mut bounds = String::new();
+        if k.cluster > 1 {
+            let _ = writeln!(bounds, ".explicitcluster\n.reqnctapercluster {}, 1, 1", k.cluster);
+        }
+        if let Roles::Specialised { .. } = k.roles {
+            // `setmaxnreg` wants the register count to be fixed.
+            bounds.push_str(".minnctapersm 1\n");
+        }
         let _ = write!(
             text,
-            "\n.visible .entry {}(\n{}\n)\n.maxntid {}, 1, 1\n{{\n{}",
+            "\n.visible .entry {}(\n{}\n)\n.maxntid {}, 1, 1\n{}{{\n{}",
             identifier(&k.name),
             params.join(",\n"),
             k.threads,
+            bounds,
             self.names.declarations()
         );
         for (id, obj) in k.objs.iter() {

@@ -129,15 +129,12 @@ impl Aliases<'_> {
                     gets.push((at, out.0, *var));
                     self.open.insert(out.0, depth);
                 }
-                SimtOp::Set { var, .. } => sets.entry(*var).or_default().push(at),
-                _ => {}
+                _ => op.written_vars().iter().for_each(|&var| sets.entry(var).or_default().push(at)),
             }
             op.blocks(&mut |b| {
                 self.block(b);
                 self.k.walk(b, &mut |_, d| {
-                    if let SimtOp::Set { var, .. } = d.op {
-                        sets.entry(var).or_default().push(at);
-                    }
+                    d.op.written_vars().iter().for_each(|&var| sets.entry(var).or_default().push(at));
                 });
             });
         }

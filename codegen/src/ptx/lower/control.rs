@@ -31,6 +31,9 @@ impl Lowerer<'_> {
                 let (&[index], &[extent]) = (indices, &bounds[..]) else {
                     return self.malformed(op, "only parallel loops have several indices");
                 };
+                if let Some(done) = self.hopper_loop(op, index, extent) {
+                    return done;
+                }
                 match kind {
                     LoopKind::Unrolled if extent.as_const().is_some_and(|n| n <= MAX_UNROLL) => {
                         for i in 0..extent.off.max(0) {

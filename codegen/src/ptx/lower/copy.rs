@@ -21,6 +21,9 @@ impl Lowerer<'_> {
         if src.is_empty() || src == dst {
             return Ok(());
         }
+        if let Some(done) = self.hopper_store(op, dst) {
+            return done;
+        }
         let dist = self.copy_dist(src, dst)?;
         self.copy_under(op, src, dst, pad, &dist)
     }

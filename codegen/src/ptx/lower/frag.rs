@@ -45,6 +45,11 @@ impl Fragment {
         Fragment { dtype, dist, words }
     }
 
+    /// The variables, in the order of the registers; up to date after [`Fragment::flush`].
+    pub fn vars(&self) -> impl Iterator<Item = Var> {
+        self.words.iter().map(|w| w.var)
+    }
+
     fn split(&self, reg: usize) -> (usize, usize) {
         let per_word = words::per_word(self.dtype);
         (reg / per_word, reg % per_word)

@@ -8,6 +8,7 @@ use super::Result;
 use super::accesses::{self, Access, Form};
 use super::dist::Dist;
 use super::gemm::plan::{self, GemmPlan};
+use super::hopper::plan::HopperPlan;
 use crate::ptx::error::CodegenError;
 use crate::ptx::target::Target;
 use std::collections::HashMap;
@@ -64,12 +65,17 @@ struct Infer<'f> {
 }
 
 /// Chooses all layouts of a function.
-pub fn infer(func: &Func, target: Target, explain: &mut Vec<String>) -> Result<Layouts> {
+///
+/// Under a Hopper plan, accumulators of its products lie as `wgmma` has them.
+pub fn infer(func: &Func, target: Target, hopper: Option<&HopperPlan>, explain: &mut Vec<String>) -> Result<Layouts> {
     let mut ops = Vec::new();
     let mut loops = HashMap::new();
     collect(func, func.body, &mut ops, &mut loops);
     let mut infer = Infer { func, target, dists: vec![None; func.buffers.len()], ops, loops, explain };
     infer.locals()?;
+    if let Some(plan) = hopper {
+        infer.wgmmas(plan)?;
+    }
     infer.gemms()?;
     infer.propagate()?;
     infer.free()?;
@@ -140,6 +146,16 @@ impl Infer<'_> {
                 self.dists[buffer.index()] = Some(Rc::new(dist));
             }
         }
+        Ok(())
+    }
+
+    fn wgmmas(&mut self, plan: &HopperPlan) -> Result {
+        for p in &plan.products {
+            let layout = p.layout().map_err(|e| self.error(p.op, "no layout for a wgmma accumulator", e))?;
+            self.assign(p.acc, Rc::new(Dist::new(layout)), "fixed", p.op);
+        }
+        let products: Vec<Op> = plan.products.iter().map(|p| p.op).collect();
+        self.ops.retain(|op| !products.contains(op));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The layouts that inference chooses, for pictures.
 
 use super::infer::{self, SharedForm};
-use super::{CodegenError, Result};
+use super::{CodegenError, Result, hopper};
 use crate::ptx::target::Target;
 use zellige_ir::layout::{FragmentLayout, LayoutError, MemoryLayout, instances};
 use zellige_ir::{Buffer, DType, Func, Scope};
@@ -30,7 +30,8 @@ pub struct Layouts {
 /// If a tile has no layout.
 pub fn layouts(func: &Func, target: Target) -> Result<Layouts> {
     let mut explain = Vec::new();
-    let layouts = infer::infer(func, target, &mut explain)?;
+    let plan = hopper::plan::plan(func, target).ok();
+    let layouts = infer::infer(func, target, plan.as_ref(), &mut explain)?;
     let mut tiles = Vec::new();
     for (buffer, data) in func.buffers.iter() {
         let Some(shape) = data.static_shape().filter(|_| data.scope != Scope::Global) else { continue };

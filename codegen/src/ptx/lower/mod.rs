@@ -15,9 +15,11 @@ mod copy;
 mod dist;
 mod element;
 mod exchange;
+mod facts;
 mod frag;
 mod gather;
 mod gemm;
+mod hopper;
 mod index;
 mod infer;
 mod lanes;
@@ -40,12 +42,14 @@ mod words;
 
 pub use layouts::{Layouts, TileLayout, layouts};
 
+use super::PtxOptions;
 use super::error::CodegenError;
 use super::simt::{Builder, Kernel, Special, Val};
 use super::target::Target;
 use index::Idx;
 use place::Place;
 use std::collections::HashSet;
+use std::rc::Rc;
 use value::Scalar;
 use zellige_ir::{Buffer, DType, EntityId, Func, Op, OpKind, Region, Span, Value, ValueDef};
 
@@ -62,14 +66,26 @@ pub struct Lowered {
 ///
 /// # Errors
 /// If the kernel uses something that the target lacks or that tile IR does not define.
-pub fn lower(func: &Func, target: Target) -> Result<Lowered> {
+pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
+    let target = opts.target;
     if func.threads == 0 || !func.threads.is_multiple_of(32) || func.threads > 1024 {
         return Err(CodegenError::Threads { span: func.span.clone(), threads: func.threads });
     }
     let mut kernel = Kernel::new(&func.name, func.span.clone(), func.threads as u32);
     kernel.params = params::slots(func);
     let mut explain = Vec::new();
-    let layouts = infer::infer(func, target, &mut explain)?;
+    let plan = if opts.tensor_maps { hopper::plan::plan(func, target) } else { Err(None) };
+    let plan = match plan {
+        Ok(plan) => Some(Rc::new(plan)),
+        Err(why) => {
+            explain.extend(why.map(|why| format!("hopper: products run on mma.sync, not wgmma: {why}")));
+            None
+        }
+    };
+    if let Some(plan) = &plan {
+        kernel.params.extend(hopper::map_slots(func, plan));
+    }
+    let layouts = infer::infer(func, target, plan.as_deref(), &mut explain)?;
     let mut b = Builder::new(kernel);
     let tid = b.special(Special::Tid);
     let tid = Idx::new(tid, 0, func.threads as i64 - 1, 1);
@@ -85,11 +101,20 @@ pub fn lower(func: &Func, target: Target) -> Result<Lowered> {
         explain,
         in_pipeline: false,
         skip: HashSet::new(),
+        hopper: None,
     };
-    lowerer.params();
-    lowerer.region(func.prelude)?;
-    lowerer.block_ids();
-    lowerer.region(func.body)?;
+    // The launcher has checked the prelude's assertions.
+    let asserts = func.regions[func.prelude].ops.iter().copied();
+    lowerer.skip.extend(asserts.filter(|&op| matches!(func.ops[op].kind, OpKind::Assert { .. })));
+    match plan {
+        Some(plan) => lowerer.specialised(plan)?,
+        None => {
+            lowerer.params();
+            lowerer.region(func.prelude)?;
+            lowerer.block_ids();
+            lowerer.region(func.body)?;
+        }
+    }
     Ok(Lowered { kernel: lowerer.b.kernel, explain: lowerer.explain })
 }
 
@@ -109,6 +134,8 @@ struct Lowerer<'f> {
     in_pipeline: bool,
     /// Copies of the current pipelined loop that run ahead: not lowered where they stand.
     skip: HashSet<Op>,
+    /// Set while the warps that multiply with `wgmma` are lowered.
+    hopper: Option<Rc<hopper::HopperRole>>,
 }
 
 impl<'f> Lowerer<'f> {

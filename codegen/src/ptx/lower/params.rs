@@ -1,5 +1,6 @@
 //! The kernel's parameters and block coordinates as SIMT values.
 
+use super::facts::Facts;
 use super::index::{self, Idx};
 use super::place::Place;
 use super::value::{self, Scalar};
@@ -55,8 +56,16 @@ impl Lowerer<'_> {
                     let scalar = self.scalar_param(*dtype, at);
                     self.env[value.index()] = Some(scalar);
                 }
-                ParamSlot::Base { .. } | ParamSlot::Stride { .. } => {}
+                ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::TensorMap { .. } => {}
             }
+        }
+        let facts = Facts::of(func);
+        for (_, dim) in func.dims.iter() {
+            let to = facts.resolve(dim.value);
+            self.env[dim.value.index()] = match func.as_index(to) {
+                Some(n) => Some(Scalar::Idx(Idx::constant(n))),
+                None => self.env[to.index()],
+            };
         }
         for (i, param) in func.params.iter().enumerate() {
             let Param::Tensor { buffer, access } = param else { continue };
@@ -178,6 +187,12 @@ impl Lowerer<'_> {
         let row = index::mul(b, y, gx);
         let linear = index::add(b, row, x);
         let linear = Idx { lo: 0, hi: (x.hi + 1).saturating_mul(y.hi + 1) - 1, ..linear };
+        self.panel_at(linear, gx, gy, height)
+    }
+
+    /// As [`Lowerer::panel`], of block number `linear` in a grid of `gx` by `gy`.
+    pub(super) fn panel_at(&mut self, linear: Idx, gx: Idx, gy: Idx, height: i64) -> (Idx, Idx) {
+        let b = &mut self.b;
         let per_panel = index::mul(b, gx, Idx::constant(height));
         let panel = index::div(b, linear, per_panel);
         let rest = index::rem(b, linear, per_panel);
@@ -189,6 +204,6 @@ impl Lowerer<'_> {
         let new_x = index::div(b, rest, rows);
         let new_y = index::add(b, first, down);
         let bound = |i: Idx, hi: i64| if i.base.is_some() { Idx { lo: 0, hi, ..i } } else { i };
-        (bound(new_x, x.hi), bound(new_y, y.hi))
+        (bound(new_x, gx.hi - 1), bound(new_y, gy.hi - 1))
     }
 }

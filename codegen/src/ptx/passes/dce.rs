@@ -9,8 +9,10 @@ pub fn run(k: &mut Kernel) {
     let mut reads = vec![0u32; k.vars.len()];
     k.walk(k.body, &mut |_, data| {
         data.op.uses(&mut |v| uses[v.index()] += 1);
-        if let SimtOp::Get { var, .. } = data.op {
-            reads[var.index()] += 1;
+        match &data.op {
+            SimtOp::Get { var, .. } => reads[var.index()] += 1,
+            SimtOp::Wgmma { acc, .. } => acc.iter().for_each(|var| reads[var.index()] += 1),
+            _ => {}
         }
     });
     let mut dead = vec![false; k.insts.len()];

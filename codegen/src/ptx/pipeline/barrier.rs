@@ -208,7 +208,7 @@ impl Pass<'_> {
         let op = &self.k.insts[inst].op;
         match op {
             SimtOp::Ld { addr, .. } | SimtOp::LdMatrix { addr, .. } => add(addr.obj, Kind::Read),
-            SimtOp::St { addr, .. } => add(addr.obj, Kind::Write),
+            SimtOp::St { addr, .. } | SimtOp::StMatrix { addr, .. } => add(addr.obj, Kind::Write),
             SimtOp::Atom { addr, .. } => add(addr.obj, Kind::Atomic),
             SimtOp::CpAsync { dst, src, .. } => {
                 add(src.obj, Kind::Read);

@@ -1,7 +1,8 @@
 //! Shared-memory planning: objects that are never alive together share bytes.
 //!
 //! An object lives from the first phase that accesses it to the last (within a phase nothing is ordered); if a loop that
-//! does not contain the object's birth accesses it, over the whole loop. Objects are placed first fit in order of size.
+//! does not contain the object's birth accesses it, over the whole loop; if mbarriers order its accesses, always. Objects
+//! are placed first fit in order of size.
 
 use crate::ptx::simt::{Block, Effect, Kernel, Obj, ObjKind, SimtOp};
 use std::collections::HashMap;
@@ -74,7 +75,15 @@ impl Lives<'_> {
                 | SimtOp::St { addr, .. }
                 | SimtOp::LdMatrix { addr, .. }
                 | SimtOp::Atom { addr, .. } => self.touch(addr.obj),
+                SimtOp::StMatrix { addr, .. } => self.touch(addr.obj),
                 SimtOp::CpAsync { dst, .. } => self.touch(dst.obj),
+                SimtOp::MbarInit { addr, .. }
+                | SimtOp::MbarExpect { addr, .. }
+                | SimtOp::MbarArrive { addr, .. }
+                | SimtOp::MbarArriveAt { addr, .. }
+                | SimtOp::MbarWait { addr, .. } => self.keep(addr.obj),
+                SimtOp::TmaLoad { dst, .. } => self.keep(dst.obj),
+                SimtOp::TmaStore { src, .. } => self.keep(src.obj),
                 SimtOp::For { body, .. } => self.nested(&[*body], true),
                 SimtOp::While { before, body, .. } => self.nested(&[*before, *body], true),
                 SimtOp::If { then_body, else_body, .. } => self.nested(&[*then_body, *else_body], false),
@@ -107,6 +116,12 @@ impl Lives<'_> {
             }
             *d < depth
         });
+    }
+
+    /// What mbarriers order and what the asynchronous proxy accesses is alive throughout: other warps use it at other
+    /// positions.
+    fn keep(&mut self, obj: Obj) {
+        self.lives.insert(obj, Life { first: 0, last: usize::MAX });
     }
 
     fn touch(&mut self, obj: Obj) {

@@ -557,6 +557,11 @@ impl Builder {
         self.push(SimtOp::St { space, mem, addr, vals, guard });
     }
 
+    /// Generic address of the tensor map in parameter `slot`.
+    pub fn param_addr(&mut self, slot: u32) -> Val {
+        self.def1(Ty::B64, |out| SimtOp::ParamAddr { out, slot })
+    }
+
     pub fn ldmatrix(&mut self, count: usize, trans: bool, addr: Addr) -> Vals {
         let outs: Defs = (0..count).map(|_| Def(self.kernel.pending(Ty::B32))).collect();
         let vals = outs.iter().map(|d| d.0).collect();

@@ -113,6 +113,8 @@ pub enum ParamSlot {
         #[serde(with = "dtype_name")]
         dtype: DType,
     },
+    /// Tensor map of tensor parameter `param`: 128 bytes, aligned to 64.
+    TensorMap { param: u32, name: String, map: MapSpec },
 }
 
 /// Element types are stored by name.
@@ -130,8 +132,37 @@ mod dtype_name {
     }
 }
 
+/// How a tensor map walks its tensor: zero outside, one element after the other.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MapSpec {
+    #[serde(with = "dtype_name")]
+    pub dtype: DType,
+    /// Extents of a box in elements, innermost first, one for each axis of the tensor.
+    pub tile: Vec<u32>,
+    /// Bytes of the swizzle atom in shared memory, 0 for none; the box's innermost extent has as many.
+    pub swizzle: u32,
+}
+
+/// How many blocks a launch has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum GridPlan {
+    /// The author's grid.
+    AsWritten,
+    /// At most one block for each multiprocessor, in one row; each walks over blocks of the author's grid.
+    Persistent,
+}
+
+/// How the warps of a block share the work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Roles {
+    /// All run everything.
+    Uniform,
+    /// The first `consumers` threads run the kernel and have a barrier of their own; the last 128 feed them.
+    Specialised { consumers: u32 },
+}
+
 impl ParamSlot {
-    /// Width in bytes, which is also the alignment.
+    /// Width in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             ParamSlot::Base { .. } | ParamSlot::Stride { .. } => 8,
@@ -140,6 +171,17 @@ impl ParamSlot {
                 DType::Bool => 4,
                 _ => dtype.bits().div_ceil(8),
             },
+            ParamSlot::TensorMap { .. } => 128,
+        }
+    }
+
+    /// Alignment in bytes.
+    pub fn align(&self) -> usize {
+        match self {
+            ParamSlot::TensorMap { .. } => 64,
+            ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Dim { .. } | ParamSlot::Scalar { .. } => {
+                self.bytes()
+            }
         }
     }
 
@@ -148,7 +190,8 @@ impl ParamSlot {
             ParamSlot::Base { name, .. }
             | ParamSlot::Stride { name, .. }
             | ParamSlot::Dim { name, .. }
-            | ParamSlot::Scalar { name, .. } => name,
+            | ParamSlot::Scalar { name, .. }
+            | ParamSlot::TensorMap { name, .. } => name,
         }
     }
 }
@@ -172,6 +215,10 @@ pub struct Kernel {
     /// Threads in a block.
     pub threads: u32,
     pub params: Vec<ParamSlot>,
+    pub grid: GridPlan,
+    pub roles: Roles,
+    /// Blocks of a cluster; 1 for none.
+    pub cluster: u32,
     pub vals: Arena<Val, ValData>,
     pub vars: Arena<Var, Ty>,
     pub objs: Arena<Obj, ObjData>,
@@ -196,6 +243,9 @@ impl Kernel {
             span,
             threads,
             params: Vec::new(),
+            grid: GridPlan::AsWritten,
+            roles: Roles::Uniform,
+            cluster: 1,
             vals: Arena::default(),
             vars: Arena::default(),
             objs: Arena::default(),

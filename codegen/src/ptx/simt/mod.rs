@@ -13,10 +13,13 @@ pub mod ty;
 pub mod verify;
 
 pub use builder::Builder;
-pub use func::{Block, Inst, InstData, Kernel, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Val, ValDef, Var};
+pub use func::{
+    Block, GridPlan, Inst, InstData, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val,
+    ValDef, Var,
+};
 pub use op::{
     Addr, AtomOp, Bin, Cache, Cmp, Def, Defs, Effect, Fields, MemTy, MmaKind, Packed, Round, ShflMode, SimtOp, Special,
-    Un, Vals, VoteMode,
+    Un, Vals, Vars, VoteMode, WgmmaTy,
 };
 pub use ty::{Num, Space, Ty};
 pub use verify::{VerifyError, verify};

@@ -100,6 +100,8 @@ named! {
     /// A read-only hardware register.
     Special {
         Tid = "%tid.x", LaneId = "%laneid", CtaX = "%ctaid.x", CtaY = "%ctaid.y", CtaZ = "%ctaid.z",
+        /// The block's number in its cluster.
+        ClusterRank = "%cluster_ctarank",
         GridX = "%nctaid.x", GridY = "%nctaid.y", GridZ = "%nctaid.z",
     }
 }
@@ -200,6 +202,11 @@ impl MmaKind {
 }
 
 named! {
+    /// 16-bit operand types of a warpgroup's matrix product.
+    WgmmaTy { BF16 = "bf16", F16 = "f16" }
+}
+
+named! {
     /// How lanes of a warp exchange registers.
     ShflMode { Bfly = "bfly", Up = "up", Down = "down", Idx = "idx" }
 }
@@ -235,6 +242,7 @@ pub struct Def(pub Val);
 
 pub type Vals = SmallVec<[Val; 4]>;
 pub type Defs = SmallVec<[Def; 4]>;
+pub type Vars = Vec<Var>;
 
 /// A memory location: a register plus a constant number of bytes, within an object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -315,9 +323,19 @@ macro_rules! fields_none {
     })* };
 }
 fields_none!(
-    Un, Bin, Cmp, Round, Packed, Special, MemTy, Cache, MmaKind, ShflMode, VoteMode, AtomOp, Num, Space, Obj, Var,
-    PhaseId, u32, bool
+    Un, Bin, Cmp, Round, Packed, Special, MemTy, Cache, MmaKind, WgmmaTy, ShflMode, VoteMode, AtomOp, Num, Space, Obj,
+    Var, PhaseId, u32, bool
 );
+
+impl Fields for Vars {
+    fn uses(&self, _f: &mut dyn FnMut(Val)) {}
+    fn uses_mut(&mut self, _f: &mut dyn FnMut(&mut Val)) {}
+    fn show(&self, _k: &Kernel, out: &mut String) {
+        if let (Some(first), Some(last)) = (self.first(), self.last()) {
+            let _ = write!(out, "{{{first}..{last}}}");
+        }
+    }
+}
 
 impl Fields for String {
     fn uses(&self, _f: &mut dyn FnMut(Val)) {}
@@ -381,6 +399,17 @@ macro_rules! simt_ops {
             }
         }
     };
+}
+
+impl SimtOp {
+    /// The variables that the op changes.
+    pub fn written_vars(&self) -> &[Var] {
+        match self {
+            SimtOp::Set { var, .. } => std::slice::from_ref(var),
+            SimtOp::Wgmma { acc, .. } => acc,
+            _ => &[],
+        }
+    }
 }
 
 simt_ops! {
@@ -450,11 +479,55 @@ simt_ops! {
     /// Indivisible read-modify-write; `out` is the value before.
     "atom" Write Atom { out: Option<Def>, op: AtomOp, num: Num, space: Space, addr: Addr, x: Val, guard: Option<Val> }
 
+    /// Generic address of a tensor map among the parameters.
+    "param_addr" Pure ParamAddr { out: Def, slot: u32 }
+    /// Makes 8 bytes of shared memory an mbarrier whose phases end after `count` arrivals.
+    "mbar_init" Write MbarInit { addr: Addr, count: u32 }
+    /// Makes initialised mbarriers visible to asynchronous copies.
+    "mbar_fence" Sync MbarFence {}
+    /// Arrives, and lets the phase end only after `bytes` more have been copied.
+    "mbar_expect" Write MbarExpect { addr: Addr, bytes: u32 }
+    /// Arrives, unless `guard` is false.
+    "mbar_arrive" Write MbarArrive { addr: Addr, guard: Option<Val> }
+    /// As `mbar_arrive`, at the barrier at the same place in block `rank` (b32) of the cluster.
+    "mbar_arrive_at" Write MbarArriveAt { addr: Addr, rank: Val, guard: Option<Val> }
+    /// Waits until the phase of this parity (b32, 0 or 1) has ended.
+    "mbar_wait" Sync MbarWait { addr: Addr, parity: Val }
+    /// Starts copying the box at `coords` (b32, innermost first) of a tensor map to shared memory; its bytes count on the
+    /// mbarrier. Elements outside of the tensor are zero. If `blocks` is not 0, it is the set of the cluster's blocks that get
+    /// the box, each at the same places.
+    "tma_load" Write TmaLoad { dst: Addr, map: Val, coords: Vals, bar: Addr, blocks: u32 }
+    /// Starts copying a box from shared memory to `coords` of a tensor map; elements outside of the tensor are left out.
+    "tma_store" Write TmaStore { map: Val, coords: Vals, src: Addr }
+    /// Closes a group of asynchronous stores.
+    "bulk_commit" Sync BulkCommit {}
+    /// Waits until at most `pending` groups of stores have not yet read their shared memory.
+    "bulk_wait" Sync BulkWait { pending: u32 }
+    /// Orders this thread's accesses to shared memory before later ones of the asynchronous proxy.
+    "async_fence" Sync AsyncFence {}
+    /// Orders register accesses before the warpgroup's next product.
+    "wgmma_fence" Sync WgmmaFence {}
+    /// `acc = a * b + (scale_d ? acc : 0)` over a warpgroup: 64 x `n` in f32, 16 deep, operands in shared memory given by
+    /// matrix descriptors (b64). Asynchronous: `acc` may not be touched before a wait.
+    "wgmma" Write Wgmma { acc: Vars, ty: WgmmaTy, n: u32, a: Val, b: Val, scale_d: Val, trans_a: bool, trans_b: bool }
+    /// Closes a group of products.
+    "wgmma_commit" Sync WgmmaCommit {}
+    /// Waits until at most `pending` groups of products are unfinished.
+    "wgmma_wait" Sync WgmmaWait { pending: u32 }
+    /// Sets the registers that a thread of this warpgroup may use: more (`grow`) or fewer than it has.
+    "set_regs" Sync SetRegs { grow: bool, count: u32 }
+    /// Stores 8x8 matrices of 16-bit elements, one for each operand (1, 2 or 4), addressed as by `ldmatrix`.
+    "stmatrix" Write StMatrix { addr: Addr, vals: Vals, trans: bool }
+
     /// Begins a phase: accesses after it may touch what other threads accessed in earlier phases; within one phase
     /// threads do not conflict. Barrier insertion replaces it.
     "phase" Sync Phase { id: PhaseId }
     /// Waits for all threads of the block and orders their memory accesses.
     "bar" Sync Bar {}
+    /// As `bar`, for `threads` threads of the block that share the numbered barrier.
+    "bar_part" Sync BarPart { id: Val, threads: u32 }
+    /// As `bar`, for the threads of all blocks of the cluster.
+    "cluster_sync" Sync ClusterSync {}
     /// As `bar`, for the threads of a warp.
     "bar_warp" Sync BarWarp {}
     /// Ends the launch with an error.

@@ -261,7 +261,58 @@ impl Verifier<'_> {
                 Ty::B32 | Ty::B64 | Ty::F64 => Ok(()),
                 ty => Err(format!("a {ty} cannot be printed")),
             }),
-            SimtOp::CpAsyncCommit {}
+            SimtOp::BarPart { id, .. } => self.want(*id, Ty::B32),
+            SimtOp::ParamAddr { out, .. } => self.want(out.0, Ty::B64),
+            SimtOp::MbarInit { addr, .. } | SimtOp::MbarExpect { addr, .. } => self.addr(addr, Space::Shared),
+            SimtOp::MbarArrive { addr, guard } => {
+                self.addr(addr, Space::Shared)?;
+                self.guard(guard)
+            }
+            SimtOp::MbarArriveAt { addr, rank, guard } => {
+                self.addr(addr, Space::Shared)?;
+                self.want(*rank, Ty::B32)?;
+                self.guard(guard)
+            }
+            SimtOp::MbarWait { addr, parity } => {
+                self.addr(addr, Space::Shared)?;
+                self.want(*parity, Ty::B32)
+            }
+            SimtOp::TmaLoad { dst, map, coords, bar, .. } => {
+                self.addr(dst, Space::Shared)?;
+                self.addr(bar, Space::Shared)?;
+                self.want(*map, Ty::B64)?;
+                coords.iter().try_for_each(|c| self.want(*c, Ty::B32))
+            }
+            SimtOp::TmaStore { map, coords, src } => {
+                self.addr(src, Space::Shared)?;
+                self.want(*map, Ty::B64)?;
+                coords.iter().try_for_each(|c| self.want(*c, Ty::B32))
+            }
+            SimtOp::Wgmma { acc, n, a, b, scale_d, .. } => {
+                self.want(*a, Ty::B64)?;
+                self.want(*b, Ty::B64)?;
+                self.want(*scale_d, Ty::Pred)?;
+                let fits = *n % 8 == 0 && (8..=256).contains(n) && acc.len() == *n as usize / 2;
+                let floats = acc.iter().all(|v| self.k.vars[*v] == Ty::F32);
+                if fits && floats { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
+            }
+            SimtOp::StMatrix { addr, vals, .. } => {
+                self.addr(addr, Space::Shared)?;
+                if !matches!(vals.len(), 1 | 2 | 4) {
+                    return Err(format!("{} matrices", vals.len()));
+                }
+                vals.iter().try_for_each(|v| self.want(*v, Ty::B32))
+            }
+            SimtOp::MbarFence {}
+            | SimtOp::ClusterSync {}
+            | SimtOp::BulkCommit {}
+            | SimtOp::BulkWait { .. }
+            | SimtOp::AsyncFence {}
+            | SimtOp::WgmmaFence {}
+            | SimtOp::WgmmaCommit {}
+            | SimtOp::WgmmaWait { .. }
+            | SimtOp::SetRegs { .. }
+            | SimtOp::CpAsyncCommit {}
             | SimtOp::CpAsyncWait { .. }
             | SimtOp::Phase { .. }
             | SimtOp::Bar {}

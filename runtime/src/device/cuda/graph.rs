@@ -39,7 +39,7 @@ pub(super) fn capture<'a>(shared: &Arc<Shared>, launches: Vec<Ready<'a>>) -> Res
                 addresses.push(0);
                 continue;
             };
-            let name = argument_name(&executable.kernel, i);
+            let name = argument_name(executable.first(), i);
             let at = match tensors.iter().position(|r| r.is_of(t)) {
                 Some(at) => at,
                 None if tensors.iter().any(|r| r.overlaps(t)) => {

@@ -1,8 +1,8 @@
 //! One kernel with its arguments on the device.
 
 use super::memory::Resident;
-use super::module::CudaExecutable;
-use super::{Shared, time};
+use super::module::{CudaExecutable, Function};
+use super::{Shared, tensor_map, time};
 use crate::device::{Bound, Launch, ptx_args};
 use crate::launch::LaunchError;
 use cudarc::driver::{DriverError, result};
@@ -13,7 +13,8 @@ use zellige_codegen::ptx::{ParamSlot, PtxKernel};
 
 /// A kernel, its grid, and the values of its parameters: all that the driver wants to know.
 pub(super) struct Call {
-    executable: Arc<CudaExecutable>,
+    shared: Arc<Shared>,
+    function: Arc<Function>,
     params: Vec<ptx_args::ParamBytes>,
     grid: (u32, u32, u32),
 }
@@ -22,31 +23,33 @@ impl Call {
     /// A call on tensors that are on the device; `base` gives the address of the argument at a position.
     ///
     /// # Errors
-    /// If a dim or the grid is larger than the device takes.
+    /// If a dim or the grid is larger than the device takes, or the kernel for these tensors cannot be loaded.
     pub(super) fn new(
         executable: &Arc<CudaExecutable>,
         launch: &Launch<'_>,
         base: impl Fn(usize) -> u64,
     ) -> Result<Call, LaunchError> {
-        let device = &executable.shared.name;
-        let params = ptx_args::values(&executable.kernel, launch, device, base)?;
-        let grid = ptx_args::grid(launch, device)?;
-        Ok(Call { executable: Arc::clone(executable), params, grid })
+        let shared = &executable.shared;
+        let function = executable.pick(launch)?;
+        let params = ptx_args::values(&function.kernel, launch, &shared.name, base, tensor_map::encode)?;
+        let resident = shared.multiprocessors * function.resources.blocks_per_sm.max(1) as usize;
+        let grid = ptx_args::grid(&function.kernel, launch, &shared.name, resident)?;
+        Ok(Call { shared: Arc::clone(shared), function, params, grid })
     }
 
     /// Queues the kernel.
     pub(super) fn enqueue(&mut self) -> Result<(), DriverError> {
-        let kernel = &self.executable.kernel;
-        let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.as_mut_ptr().cast()).collect();
+        let kernel = &self.function.kernel;
+        let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
         // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; whoever made the call
         // keeps the tensors that the values name, and the launch was checked against the kernel's signature.
         unsafe {
             result::launch_kernel(
-                self.executable.function,
+                self.function.handle,
                 self.grid,
                 (kernel.threads, 1, 1),
                 kernel.shared_bytes,
-                self.executable.shared.stream.cu_stream(),
+                self.shared.stream.cu_stream(),
                 &mut pointers,
             )
         }
@@ -57,7 +60,11 @@ impl Call {
 pub(super) fn argument_name(kernel: &PtxKernel, position: usize) -> &str {
     let named = kernel.params.iter().find_map(|p| match p {
         ParamSlot::Base { param, name } if *param as usize == position => Some(name.as_str()),
-        ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Dim { .. } | ParamSlot::Scalar { .. } => None,
+        ParamSlot::Base { .. }
+        | ParamSlot::Stride { .. }
+        | ParamSlot::Dim { .. }
+        | ParamSlot::Scalar { .. }
+        | ParamSlot::TensorMap { .. } => None,
     });
     named.unwrap_or("?")
 }
@@ -79,7 +86,7 @@ impl<'a> BoundCuda<'a> {
         shared.context.bind_to_thread().map_err(|e| shared.failed(launch.kernel, e))?;
         let mut tensors = Vec::new();
         for (i, arg) in launch.args.iter().enumerate() {
-            let name = argument_name(&executable.kernel, i);
+            let name = argument_name(executable.first(), i);
             tensors.push(arg.tensor().map(|t| Resident::upload(&shared, launch.kernel, name, t)).transpose()?);
         }
         let address = |i: usize| tensors[i].as_ref().map_or(0, |t: &Resident| t.address(&shared));

@@ -9,9 +9,10 @@ mod graph;
 mod launch;
 mod memory;
 mod module;
+mod tensor_map;
 mod time;
 
-use super::{Backend, Bound, Executable, Ready, store};
+use super::{Backend, Bound, Executable, Ready};
 use crate::launch::LaunchError;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use error::{Loss, cuda_of_isa, describe, version_text};
@@ -33,6 +34,7 @@ struct Shared {
     arch: Arch,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    multiprocessors: usize,
     /// Set once the context is unusable: after a failed launch the driver refuses everything in this process.
     loss: Loss,
 }
@@ -76,7 +78,9 @@ impl Cuda {
         new_enough(cuda_of_isa(PtxOptions::new(arch).target.ptx_isa), &format!("kernels for {arch} need"))?;
         memory::keep_freed(&context).map_err(driver)?;
         let stream = context.new_stream().map_err(driver)?;
-        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, loss: Loss::default() }) })
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = usize::try_from(context.attribute(count).map_err(driver)?).unwrap_or(1);
+        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, multiprocessors, loss: Loss::default() }) })
     }
 }
 
@@ -112,8 +116,7 @@ impl Backend for Cuda {
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
         self.shared.loss.cause().map_or(Ok(()), Err)?;
-        let (kernel, from_cache) = store::ptx(func, &PtxOptions::new(self.shared.arch))?;
-        Ok(Arc::new(CudaExecutable::load(&self.shared, kernel, from_cache)?))
+        Ok(Arc::new(CudaExecutable::load(&self.shared, func, &PtxOptions::new(self.shared.arch))?))
     }
 
     fn capture<'a>(&self, calls: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::error::describe;
 use super::launch::BoundCuda;
+use crate::device::ptx_args::Loaded;
 use crate::device::{Bound, Executable, Launch, Resources};
 use crate::launch::LaunchError;
 use cudarc::driver::sys::{self, CUfunction_attribute_enum, CUjit_option};
@@ -10,7 +11,8 @@ use cudarc::driver::{DriverError, result};
 use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::Arc;
-use zellige_codegen::ptx::PtxKernel;
+use zellige_codegen::ptx::{PtxKernel, PtxOptions};
+use zellige_ir::Func;
 
 /// Room for what the driver's compiler says about a module.
 const LOG_BYTES: usize = 16 << 10;
@@ -18,30 +20,60 @@ const LOG_BYTES: usize = 16 << 10;
 /// Bytes of dynamic shared memory that a kernel has without asking for more.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
-/// A kernel in the driver.
+/// A compiled kernel, with a second one for tensors that no tensor map can describe.
 pub(super) struct CudaExecutable {
     pub(super) shared: Arc<Shared>,
+    kernels: Loaded<Arc<Function>>,
+}
+
+/// A kernel in the driver.
+pub(super) struct Function {
     pub(super) kernel: PtxKernel,
-    pub(super) function: sys::CUfunction,
-    resources: Resources,
-    from_cache: bool,
+    pub(super) handle: sys::CUfunction,
+    pub(super) resources: Resources,
 }
 
 // SAFETY: a function handle may be used from any thread that has its context current.
-unsafe impl Send for CudaExecutable {}
+unsafe impl Send for Function {}
 // SAFETY: as above; the driver synchronises calls.
-unsafe impl Sync for CudaExecutable {}
+unsafe impl Sync for Function {}
 
-impl CudaExecutable {
+impl Function {
     /// Hands the PTX to the driver's compiler.
     ///
     /// # Errors
     /// With the compiler's words, if it refuses the text.
-    pub(super) fn load(shared: &Arc<Shared>, kernel: PtxKernel, from_cache: bool) -> Result<CudaExecutable, String> {
+    fn load(shared: &Shared, kernel: PtxKernel) -> Result<Arc<Function>, String> {
         shared.context.bind_to_thread().map_err(describe)?;
-        let function = load_function(&kernel)?;
-        let resources = resources(shared, &kernel, function).map_err(describe)?;
-        Ok(CudaExecutable { shared: Arc::clone(shared), kernel, function, resources, from_cache })
+        let handle = load_function(&kernel)?;
+        let resources = resources(shared, &kernel, handle).map_err(describe)?;
+        Ok(Arc::new(Function { kernel, handle, resources }))
+    }
+}
+
+impl CudaExecutable {
+    /// Compiles a kernel and loads it.
+    ///
+    /// # Errors
+    /// If it does not compile or load.
+    pub(super) fn load(shared: &Arc<Shared>, func: &Func, options: &PtxOptions) -> Result<CudaExecutable, String> {
+        let kernels = Loaded::new(func, options, |kernel| Function::load(shared, kernel))?;
+        Ok(CudaExecutable { shared: Arc::clone(shared), kernels })
+    }
+
+    /// The kernel that launches get if they can.
+    pub(super) fn first(&self) -> &PtxKernel {
+        &self.kernels.first().kernel
+    }
+
+    /// The kernel for a launch.
+    ///
+    /// # Errors
+    /// If the one without tensor maps is needed and does not compile or load.
+    pub(super) fn pick(&self, launch: &Launch<'_>) -> Result<Arc<Function>, LaunchError> {
+        let picked = self.kernels.pick(launch, |f| &f.kernel, |kernel| Function::load(&self.shared, kernel));
+        let device = &self.shared.name;
+        picked.cloned().map_err(|cause| LaunchError::Device { kernel: launch.kernel, device: device.clone(), cause })
     }
 }
 
@@ -97,11 +129,11 @@ fn resources(shared: &Shared, kernel: &PtxKernel, function: sys::CUfunction) -> 
 
 impl Executable for CudaExecutable {
     fn is_from_cache(&self) -> bool {
-        self.from_cache
+        self.kernels.is_from_cache()
     }
 
     fn resources(&self) -> Option<Resources> {
-        Some(self.resources)
+        Some(self.kernels.first().resources)
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {

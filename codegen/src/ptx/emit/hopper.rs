@@ -1,0 +1,106 @@
+//! The PTX spelling of Hopper's asynchronous ops: mbarriers, tensor copies, warpgroup products.
+
+use super::Emitter;
+use super::names::Names;
+use crate::ptx::simt::{SimtOp, Ty, Val};
+
+impl Emitter<'_> {
+    pub(super) fn hopper(&mut self, op: &SimtOp) {
+        match op {
+            SimtOp::ParamAddr { out, slot } => {
+                let param = self.param_name(*slot as usize);
+                let out = self.opnd(out.0);
+                let raw = Names::register(Ty::B64, self.names.fresh(Ty::B64));
+                self.line(&format!("mov.b64 {raw}, {param};"));
+                self.line(&format!("cvta.param.u64 {out}, {raw};"));
+            }
+            SimtOp::MbarInit { addr, count } => {
+                let addr = self.addr(addr);
+                self.line(&format!("mbarrier.init.shared::cta.b64 {addr}, {count};"));
+            }
+            SimtOp::MbarFence {} => self.line("fence.mbarrier_init.release.cluster;"),
+            SimtOp::MbarExpect { addr, bytes } => {
+                let addr = self.addr(addr);
+                self.line(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, {addr}, {bytes};"));
+            }
+            SimtOp::MbarArrive { addr, guard } => {
+                let (addr, guard) = (self.addr(addr), self.guard(*guard));
+                self.line(&format!("{guard}mbarrier.arrive.shared::cta.b64 _, {addr};"));
+            }
+            SimtOp::MbarArriveAt { addr, rank, guard } => {
+                let (base, rank, guard) = (self.reg(addr.base), self.reg(*rank), self.guard(*guard));
+                let there = Names::register(Ty::B32, self.names.fresh(Ty::B32));
+                self.line(&format!("mapa.shared::cluster.u32 {there}, {base}, {rank};"));
+                let offset = addr.offset;
+                self.line(&format!(
+                    "{guard}mbarrier.arrive.release.cluster.shared::cluster.b64 _, [{there}{offset:+}];"
+                ));
+            }
+            SimtOp::ClusterSync {} => {
+                self.line("barrier.cluster.arrive.release;");
+                self.line("barrier.cluster.wait.acquire;");
+            }
+            SimtOp::MbarWait { addr, parity } => {
+                let (addr, parity) = (self.addr(addr), self.reg(*parity));
+                let (again, p) = (self.label(), Names::register(Ty::Pred, self.names.fresh(Ty::Pred)));
+                self.target_label(&again);
+                self.line(&format!("mbarrier.try_wait.parity.shared::cta.b64 {p}, {addr}, {parity};"));
+                self.line(&format!("@!{p} bra {again};"));
+            }
+            SimtOp::TmaLoad { dst, map, coords, bar, blocks } => {
+                let (dst, bar, map) = (self.addr(dst), self.addr(bar), self.reg(*map));
+                let (dims, at) = (coords.len(), self.coordinates(coords));
+                let (mut all, mut set) = ("", String::new());
+                if *blocks != 0 {
+                    let mask = Names::register(Ty::B16, self.names.fresh(Ty::B16));
+                    self.line(&format!("mov.b16 {mask}, {blocks};"));
+                    (all, set) = (".multicast::cluster", format!(", {mask}"));
+                }
+                self.line(&format!(
+                    "cp.async.bulk.tensor.{dims}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes{all} \
+                     {dst}, [{map}, {{{at}}}], {bar}{set};"
+                ));
+            }
+            SimtOp::TmaStore { map, coords, src } => {
+                let (src, map) = (self.addr(src), self.reg(*map));
+                let (dims, at) = (coords.len(), self.coordinates(coords));
+                self.line(&format!(
+                    "cp.async.bulk.tensor.{dims}d.global.shared::cta.tile.bulk_group [{map}, {{{at}}}], {src};"
+                ));
+            }
+            SimtOp::BulkCommit {} => self.line("cp.async.bulk.commit_group;"),
+            SimtOp::BulkWait { pending } => self.line(&format!("cp.async.bulk.wait_group.read {pending};")),
+            SimtOp::AsyncFence {} => self.line("fence.proxy.async.shared::cta;"),
+            SimtOp::WgmmaFence {} => self.line("wgmma.fence.sync.aligned;"),
+            SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a, trans_b } => {
+                let regs: Vec<String> = acc.iter().map(|v| self.names.var(self.k, *v)).collect();
+                let (a, b, scale_d) = (self.reg(*a), self.reg(*b), self.reg(*scale_d));
+                self.line(&format!(
+                    "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ty}.{ty} {{{}}}, {a}, {b}, {scale_d}, 1, 1, {}, {};",
+                    regs.join(", "),
+                    u8::from(*trans_a),
+                    u8::from(*trans_b)
+                ));
+            }
+            SimtOp::WgmmaCommit {} => self.line("wgmma.commit_group.sync.aligned;"),
+            SimtOp::WgmmaWait { pending } => self.line(&format!("wgmma.wait_group.sync.aligned {pending};")),
+            SimtOp::SetRegs { grow, count } => {
+                self.line(&format!("setmaxnreg.{}.sync.aligned.u32 {count};", if *grow { "inc" } else { "dec" }));
+            }
+            SimtOp::StMatrix { addr, vals, trans } => {
+                let (addr, regs) = (self.addr(addr), self.regs(vals));
+                let trans = if *trans { ".trans" } else { "" };
+                self.line(&format!(
+                    "stmatrix.sync.aligned.m8n8.x{}{trans}.shared.b16 {addr}, {{{}}};",
+                    vals.len(),
+                    regs.join(", ")
+                ));
+            }
+            _ => unreachable!("{} is no op of Hopper's", op.name()),
+        }
+    }
+
+    fn coordinates(&mut self, coords: &[Val]) -> String {
+        self.regs(coords).join(", ")
+    }
+}

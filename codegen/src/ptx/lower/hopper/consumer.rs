@@ -1,0 +1,202 @@
+//! The role that multiplies, and runs all of the kernel but the copies of its loop.
+
+use super::super::index::{self, Idx};
+use super::super::place::Place;
+use super::super::value::Scalar;
+use super::super::{Lowerer, Result};
+use super::plan::{HopperPlan, Product};
+use super::{HopperRole, Rings};
+use crate::ptx::simt::{Bin, Cmp, Num, SimtOp, Special, Ty, Val, Var, Vars};
+use std::rc::Rc;
+use zellige_ir::layout::instances::wgmma::{Major, SharedOperand};
+use zellige_ir::{EntityId, Op, Value};
+
+/// A matrix descriptor of a slot of a ring, without what changes from instruction to instruction.
+struct Descriptor {
+    /// Low word: start address and leading offset.
+    low: Val,
+    /// High word: stride offset and swizzle.
+    high: Val,
+}
+
+impl Lowerer<'_> {
+    pub(super) fn consume(&mut self, rings: &Rings, group: Val) -> Result {
+        self.start_ring(rings, 0);
+        let func = self.func;
+        let plan: &HopperPlan = &rings.plan;
+        self.skip.extend(plan.products.iter().filter_map(|p| p.clear));
+        let (previous, zero) = (self.b.new_var(Ty::B32), self.b.c32(0));
+        self.b.set(previous, zero);
+        self.hopper = Some(Rc::new(HopperRole { rings: rings.clone(), group, previous }));
+        let r = self.blocks(plan, &mut |l| {
+            l.region(func.body)?;
+            // Written back, an accumulator keeps its registers from block to block; forgotten, the assembler would carry both
+            // what the products left and what became of it.
+            l.flush();
+            Ok(())
+        });
+        self.hopper = None;
+        self.drain_stores(rings);
+        r
+    }
+
+    /// The loop whose tiles come through the rings, if `op` is that loop.
+    pub(in super::super) fn hopper_loop(&mut self, op: Op, index: Value, extent: Idx) -> Option<Result> {
+        let role = self.hopper.clone().filter(|h| h.rings.plan.loop_op == op)?;
+        Some(self.multiply(&role, op, index, extent))
+    }
+
+    fn multiply(&mut self, role: &HopperRole, op: Op, index: Value, extent: Idx) -> Result {
+        let rings = &role.rings;
+        self.flush();
+        let accs: Vec<Vars> = rings.plan.products.iter().map(|p| self.accumulators(p)).collect::<Result<_>>()?;
+        let hi = index::to_val(&mut self.b, extent, Ty::B32);
+        let (zero, one) = (self.b.c32(0), self.b.c32(1));
+        let k = self.b.begin_for(Ty::B32);
+        self.env[index.index()] =
+            Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 }));
+        let (slot, parity) = (self.b.get(rings.slot), self.b.get(rings.parity));
+        let full = self.barrier_at(rings, slot, false);
+        self.b.push(SimtOp::MbarWait { addr: full, parity });
+        self.b.push(SimtOp::WgmmaFence {});
+        let later = self.b.setp(Cmp::Ne, Num::S32, k, zero);
+        for (p, acc) in rings.plan.products.iter().zip(&accs) {
+            self.b.at(&self.func.ops[p.op].span);
+            self.product(role, p, acc, slot, later);
+        }
+        self.b.at(&self.func.ops[op].span);
+        self.b.push(SimtOp::WgmmaCommit {});
+        // The products of this iteration go on while the slot of the one before is given back.
+        self.b.push(SimtOp::WgmmaWait { pending: 1 });
+        self.release(role, later);
+        self.b.set(role.previous, slot);
+        self.advance(rings, slot, parity);
+        self.b.end_for(k, zero, hi, one, true);
+        self.b.push(SimtOp::WgmmaWait { pending: 0 });
+        let ran = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
+        self.release(role, ran);
+        self.clear_unused(rings, &accs, ran);
+        Ok(())
+    }
+
+    /// Accumulators that the first product would have cleared, had there been one.
+    fn clear_unused(&mut self, rings: &Rings, accs: &[Vars], ran: Val) {
+        let cleared: Vec<Var> = rings
+            .plan
+            .products
+            .iter()
+            .zip(accs)
+            .filter(|(p, _)| p.clear.is_some())
+            .flat_map(|(_, acc)| acc.iter().copied())
+            .collect();
+        if cleared.is_empty() || self.b.as_const(ran) == Some(1) {
+            return;
+        }
+        let zero = self.b.zero(Ty::F32);
+        let (else_body, ()) = self.b.in_block(false, |b| cleared.iter().for_each(|&v| b.set(v, zero)));
+        let (then_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: ran, uniform: true, then_body, else_body });
+    }
+
+    /// One lane of each warp gives the slot of the previous iteration back to each block that fills it, if there was one.
+    fn release(&mut self, role: &HopperRole, exists: Val) {
+        let previous = self.b.get(role.previous);
+        let addr = self.barrier_at(&role.rings, previous, true);
+        let cluster = role.rings.plan.cluster;
+        let (lane, count) = (self.b.special(Special::LaneId), self.b.c32(cluster as i64));
+        let some = self.b.setp(Cmp::Lt, Num::S32, lane, count);
+        let guard = self.b.and_guard(Some(some), Some(exists));
+        if cluster > 1 {
+            self.b.push(SimtOp::MbarArriveAt { addr, rank: lane, guard });
+        } else {
+            self.b.push(SimtOp::MbarArrive { addr, guard });
+        }
+    }
+
+    fn accumulators(&mut self, p: &Product) -> Result<Vars> {
+        match &self.places[p.acc.index()] {
+            Some(Place::Registers(f)) => Ok(f.vars().collect()),
+            Some(Place::Memory(_) | Place::PerLane(_)) | None => {
+                self.malformed(p.op, "its accumulator has no registers")
+            }
+        }
+    }
+
+    /// The instructions of a product on one slot.
+    fn product(&mut self, role: &HopperRole, p: &Product, acc: &[Var], slot: Val, later: Val) {
+        let [m, n, k] = p.shape;
+        let [gm, gn] = p.warpgroups;
+        let (row, column) = self.group_place(role.group, gn);
+        // The warpgroup's first block along m and along n.
+        let row_bytes = if gm > 1 { p.operand_a.start_bytes(64, 0) as i64 } else { 0 };
+        let column_bytes = if gn > 1 { p.operand_b.start_bytes(p.inst_n, 0) as i64 } else { 0 };
+        let a = self.descriptor(&role.rings, p.a, &p.operand_a, slot, row, row_bytes);
+        let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot, column, column_bytes);
+        let (blocks_m, blocks_n) = (m / (64 * gm), n / (p.inst_n * gn));
+        let yes = self.b.pred(true);
+        for step in 0..k / 16 {
+            for im in 0..blocks_m {
+                for jn in 0..blocks_n {
+                    let a = self.at(&a, p.operand_a.start_bytes(64 * gm * im, 16 * step));
+                    let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, 16 * step));
+                    let from = (im * blocks_n + jn) * p.inst_n / 2;
+                    self.b.push(SimtOp::Wgmma {
+                        acc: acc[from..from + p.inst_n / 2].to_vec(),
+                        ty: p.ty,
+                        n: p.inst_n as u32,
+                        a,
+                        b,
+                        scale_d: if step == 0 && p.clear.is_some() { later } else { yes },
+                        trans_a: p.operand_a.major == Major::Mn,
+                        trans_b: p.operand_b.major == Major::Mn,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Numbers of the warpgroup along m and n.
+    pub(super) fn group_place(&mut self, group: Val, gn: usize) -> (Val, Val) {
+        let n = self.b.c32(gn as i64);
+        (self.b.bin(Bin::Div, Num::U32, group, n), self.b.bin(Bin::Rem, Num::U32, group, n))
+    }
+
+    /// The descriptor of a slot; block number `which` begins `block_bytes` times that behind the slot's start.
+    fn descriptor(
+        &mut self,
+        rings: &Rings,
+        load: usize,
+        operand: &SharedOperand,
+        slot: Val,
+        which: Val,
+        block_bytes: i64,
+    ) -> Descriptor {
+        let b = &mut self.b;
+        let base = b.shared_addr(rings.tiles[load]);
+        let by = b.c32(block_bytes);
+        let base = b.mad(Num::S32, which, by, base);
+        // 18 bits of address, in units of 16 bytes.
+        let (mask, four) = (b.c32(0x3_ffff), b.c32(4));
+        let start = b.bin(Bin::And, Num::B32, base, mask);
+        let start = b.bin(Bin::Shr, Num::U32, start, four);
+        let leading = b.c32((operand.leading_bytes as i64 >> 4) << 16);
+        let start = b.bin(Bin::Or, Num::B32, start, leading);
+        let size = b.c32(rings.plan.loads[load].slot_bytes() as i64 >> 4);
+        let low = b.mad(Num::S32, slot, size, start);
+        let mode: i64 = match operand.swizzle.atom_bytes() {
+            128 => 1,
+            64 => 2,
+            32 => 3,
+            _ => 0,
+        };
+        let high = b.c32((operand.stride_bytes as i64 >> 4) | mode << 30);
+        Descriptor { low, high }
+    }
+
+    /// A descriptor moved by so many bytes.
+    fn at(&mut self, d: &Descriptor, bytes: usize) -> Val {
+        let by = self.b.c32(bytes as i64 >> 4);
+        let low = self.b.add(Num::S32, d.low, by);
+        self.b.pack(low, d.high)
+    }
+}

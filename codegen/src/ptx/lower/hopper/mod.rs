@@ -1,0 +1,327 @@
+//! Kernels on Hopper's own units: one warpgroup feeds rings of shared tiles with tensor copies, the others multiply them
+//! with `wgmma` and run everything else.
+//!
+//! Every block takes several blocks of the author's grid, one after another, so that the first copies of the next run
+//! during the last stores of the one before. Slots of the rings change hands through mbarriers: `full` counts the bytes of
+//! the copies, `empty` the warps that have finished reading. The parity of a slot's use is carried across blocks.
+
+mod consumer;
+pub mod plan;
+mod producer;
+mod store;
+
+use super::index::{self, Idx};
+use super::value::Scalar;
+use super::{Lowerer, Result};
+use crate::ptx::simt::{
+    Addr, Bin, Cmp, GridPlan, MapSpec, Num, Obj, ObjData, ObjKind, ParamSlot, Roles, ShflMode, SimtOp, Special, Ty,
+    Val, Var,
+};
+use plan::{HopperPlan, WARPGROUP};
+use std::rc::Rc;
+use zellige_ir::layout::WARP;
+use zellige_ir::{BlockOrder, EntityId, Func, Param};
+
+/// Bytes of an mbarrier.
+const MBARRIER: usize = 8;
+
+/// Registers of a thread of the feeding warpgroup, and of one that multiplies, by the number of the latter. They add up to
+/// what a multiprocessor has. One warpgroup alone may use 255 without asking.
+const REGISTERS: [Option<(u32, u32)>; 4] = [None, None, Some((40, 232)), Some((32, 160))];
+
+/// Rows of the panels in which blocks of a grid are taken if the author says nothing. What runs at once is then about as
+/// high as it is wide (132 blocks of 128 x 256 are 2048 x 2112), and fetches the least from the L2 cache and beyond.
+const PANEL_ROWS: usize = 2048;
+
+/// The rings and their barriers in shared memory.
+#[derive(Clone, Debug)]
+pub(super) struct Rings {
+    pub plan: Rc<HopperPlan>,
+    /// One for each load.
+    pub tiles: Vec<Obj>,
+    pub barriers: Obj,
+    /// Boxes of accumulators on their way to tensors.
+    pub staging: Obj,
+    /// Position in the rings: the slot, and the parity of its use. Each role has its own.
+    pub slot: Var,
+    pub parity: Var,
+}
+
+/// The role that is being lowered, where it is the one that multiplies.
+#[derive(Debug)]
+pub(super) struct HopperRole {
+    rings: Rings,
+    /// Number of the thread's warpgroup.
+    group: Val,
+    /// The slot whose products were started last.
+    previous: Var,
+}
+
+/// Tensor maps of the plan, for the parameter list.
+pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
+    let loads = plan.loads.iter().map(|l| (l.param, l.dtype, &l.tile, l.swizzle));
+    let stores = plan.stores.iter().map(|s| (s.param, s.dtype, &s.tile, s.swizzle));
+    let mut slots: Vec<ParamSlot> = Vec::new();
+    for (param, dtype, tile, swizzle) in loads.chain(stores) {
+        let name = match &func.params[param as usize] {
+            Param::Tensor { buffer, .. } => &func.buffers[*buffer].name,
+            Param::Scalar { name, .. } => name,
+        };
+        let map = MapSpec { dtype, tile: tile.clone(), swizzle: swizzle.atom_bytes() as u32 };
+        let slot = ParamSlot::TensorMap { param, name: format!("{name}_map"), map };
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
+    slots
+}
+
+impl Lowerer<'_> {
+    /// Lowers the whole function under a plan.
+    pub(super) fn specialised(&mut self, plan: Rc<HopperPlan>) -> Result {
+        let func = self.func;
+        let consumers = plan.consumers * WARPGROUP;
+        self.b.kernel.threads = (consumers + WARPGROUP) as u32;
+        self.b.kernel.roles = Roles::Specialised { consumers: consumers as u32 };
+        self.b.kernel.grid = GridPlan::Persistent;
+        self.explain_plan(&plan);
+        self.b.kernel.cluster = plan.cluster as u32;
+        self.params();
+        self.region(func.prelude)?;
+
+        let rings = self.rings(&plan);
+        self.init_barriers(&rings);
+        let group = self.warpgroup();
+        let feeds = {
+            let n = self.b.c32(plan.consumers as i64);
+            self.b.setp(Cmp::Eq, Num::S32, group, n)
+        };
+        let registers = REGISTERS[plan.consumers];
+        let then_body = self.b.open(false);
+        if let Some((few, _)) = registers {
+            self.b.push(SimtOp::SetRegs { grow: false, count: few });
+        }
+        self.produce(&rings)?;
+        self.b.close();
+        let else_body = self.b.open(false);
+        if let Some((_, many)) = registers {
+            self.b.push(SimtOp::SetRegs { grow: true, count: many });
+        }
+        self.consume(&rings, group)?;
+        self.b.close();
+        self.b.push(SimtOp::If { cond: feeds, uniform: true, then_body, else_body });
+        if plan.cluster > 1 {
+            // A block may not end before the others have stopped writing its tiles and barriers.
+            self.b.push(SimtOp::ClusterSync {});
+        }
+        Ok(())
+    }
+
+    fn explain_plan(&mut self, plan: &HopperPlan) {
+        let at = self.span(plan.loop_op);
+        let bytes: usize = plan.loads.iter().map(|l| l.slot_bytes() * plan.stages).sum();
+        self.explain.push(format!(
+            "hopper: the loop at {at} runs on wgmma and tensor copies: {} warpgroups multiply, one copies into rings of {} \
+             slots, {bytes} bytes",
+            plan.consumers, plan.stages
+        ));
+        for p in &plan.products {
+            let [m, n, k] = p.shape;
+            let [gm, gn] = p.warpgroups;
+            let at = self.span(p.op);
+            self.explain.push(format!(
+                "hopper: the gemm at {at}, {m} x {n} x {k}, by instructions of 64 x {} x 16 in {gm} x {gn} warpgroups{}",
+                p.inst_n,
+                if p.clear.is_some() { "; the first one clears the accumulator" } else { "" }
+            ));
+        }
+        if let Some((few, many)) = REGISTERS[plan.consumers] {
+            self.explain.push(format!("hopper: {few} registers a thread that copies, {many} one that multiplies"));
+        }
+        for s in &plan.stores {
+            let at = self.span(s.op);
+            self.explain.push(format!("hopper: the copy at {at} goes through boxes of 64 x {} elements", s.box_cols()));
+        }
+        if plan.cluster > 1 {
+            let shared =
+                plan.loads.iter().filter(|l| l.shared).map(|l| self.name(l.buffer)).collect::<Vec<_>>().join(", ");
+            self.explain.push(format!(
+                "hopper: clusters of {} blocks along the grid's first axis, each fetches its part of {shared} for all",
+                plan.cluster
+            ));
+        }
+        self.explain.push("hopper: persistent: a block takes blocks of the grid in turn".into());
+    }
+
+    fn rings(&mut self, plan: &Rc<HopperPlan>) -> Rings {
+        let home = self.b.block();
+        let span = self.span(plan.loop_op);
+        let shared = |name: String, bytes: usize, align: u32| ObjData {
+            name,
+            kind: ObjKind::Shared { bytes: bytes as u32, align, offset: None },
+            span: span.clone(),
+            managed: true,
+            home,
+        };
+        let mut tiles = Vec::new();
+        for l in &plan.loads {
+            let name = format!("ring of {} for shared {}", plan.stages, self.name(l.buffer));
+            tiles.push(self.b.new_obj(shared(name, l.slot_bytes() * plan.stages, 1024)));
+        }
+        let barriers = self.b.new_obj(shared("barriers of the rings".into(), 2 * MBARRIER * plan.stages, 16));
+        let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
+        let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
+        Rings { plan: plan.clone(), tiles, barriers, staging, slot, parity }
+    }
+
+    /// One thread makes the barriers; all others wait until they can be used.
+    fn init_barriers(&mut self, rings: &Rings) {
+        let first = self.first_thread();
+        let base = self.b.shared_addr(rings.barriers);
+        let stages = rings.plan.stages;
+        // A slot is filled from all blocks of the cluster, so all of them must be done with it.
+        let warps = (rings.plan.cluster * rings.plan.consumers * WARPGROUP / WARP) as u32;
+        let (then_body, ()) = self.b.in_block(false, |b| {
+            for s in 0..stages {
+                for (at, count) in [(s, 1), (stages + s, warps)] {
+                    let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
+                    b.push(SimtOp::MbarInit { addr, count });
+                }
+            }
+            b.push(SimtOp::MbarFence {});
+        });
+        let (else_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: first, uniform: false, then_body, else_body });
+        if rings.plan.cluster > 1 {
+            self.b.push(SimtOp::ClusterSync {});
+        } else {
+            let (id, threads) = (self.b.c32(0), self.b.kernel.threads);
+            self.b.push(SimtOp::BarPart { id, threads });
+        }
+    }
+
+    /// The warpgroup's number, from the first lane so that the assembler knows that a warp agrees on it.
+    fn warpgroup(&mut self) -> Val {
+        let tid = self.b.special(Special::Tid);
+        let by = self.b.c32(WARPGROUP.trailing_zeros().into());
+        let group = self.b.bin(Bin::Shr, Num::U32, tid, by);
+        let zero = self.b.c32(0);
+        self.b.shfl(ShflMode::Idx, group, zero, 31)
+    }
+
+    /// The map of a tensor parameter in boxes of these extents.
+    fn map_address(&mut self, param: u32, tile: &[u32]) -> Val {
+        let slot =
+            self.b.kernel.params.iter().position(
+                |p| matches!(p, ParamSlot::TensorMap { param: q, map, .. } if *q == param && map.tile == tile),
+            );
+        self.b.param_addr(slot.expect("the parameter list has the plan's maps") as u32)
+    }
+
+    /// Runs `body` for the blocks of the grid that fall to this block.
+    fn blocks(&mut self, plan: &HopperPlan, body: &mut dyn FnMut(&mut Self) -> Result) -> Result {
+        let func = self.func;
+        let mut extents = Vec::new();
+        for &g in &func.grid {
+            extents.push(match (self.env[g.index()], func.as_index(g)) {
+                (Some(Scalar::Idx(i)), _) => i,
+                (_, Some(c)) => Idx::constant(c),
+                (Some(Scalar::Reg(_)) | None, None) => Idx::constant(1),
+            });
+        }
+        // The launcher sees to it that blocks are counted in 31 bits.
+        let extents: Vec<Idx> = extents.into_iter().map(|e| self.narrow(e)).collect();
+        let mut total = self.b.c32(1);
+        for &e in &extents {
+            let e = index::to_val(&mut self.b, e, Ty::B32);
+            total = self.b.mul(Num::S32, total, e);
+        }
+        let (mut first, mut step) = (self.b.special(Special::CtaX), self.b.special(Special::GridX));
+        // Blocks of a cluster take neighbours along the first axis, whose extent their number divides.
+        let cluster = plan.cluster as i64;
+        let mut extents = extents;
+        if cluster > 1 {
+            let by = self.b.c32(cluster.trailing_zeros().into());
+            [first, step, total] = [first, step, total].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
+            extents[0] = index::div(&mut self.b, extents[0], Idx::constant(cluster));
+        }
+        let v = self.b.begin_for(Ty::B32);
+        let linear = Idx::new(v, 0, i64::from(i32::MAX), 1);
+        let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
+        let height = match func.block_order {
+            BlockOrder::Panel(h) => i64::from(h),
+            BlockOrder::RowMajor => (PANEL_ROWS / rows) as i64,
+        };
+        let mut ids = self.block_of(linear, &extents, height.max(1));
+        if cluster > 1 {
+            let rank = self.b.special(Special::ClusterRank);
+            let x = index::mul(&mut self.b, ids[0], Idx::constant(cluster));
+            ids[0] = index::add(&mut self.b, x, Idx::new(rank, 0, cluster - 1, 1));
+        }
+        for (&id, at) in func.block_ids.iter().zip(ids) {
+            self.env[id.index()] = Some(Scalar::Idx(at));
+        }
+        body(self)?;
+        self.b.end_for(v, first, total, step, true);
+        Ok(())
+    }
+
+    fn narrow(&mut self, e: Idx) -> Idx {
+        match e.as_const() {
+            Some(_) => e,
+            None => {
+                let v = index::to_val(&mut self.b, e, Ty::B32);
+                Idx::new(v, 1, e.hi.clamp(1, i64::from(i32::MAX)), 1)
+            }
+        }
+    }
+
+    /// Coordinates of a block by its number: panels along the second axis, the first axis fastest for any further ones.
+    fn block_of(&mut self, linear: Idx, extents: &[Idx], height: i64) -> Vec<Idx> {
+        match *extents {
+            [] => Vec::new(),
+            [_] => vec![linear],
+            [gx, gy] => {
+                let (x, y) = self.panel_at(linear, gx, gy, height);
+                vec![x, y]
+            }
+            [gx, gy, ..] => {
+                let plane = index::mul(&mut self.b, gx, gy);
+                let plane = self.narrow(plane);
+                let z = index::div(&mut self.b, linear, plane);
+                let rest = index::rem(&mut self.b, linear, plane);
+                let (x, y) = self.panel_at(rest, gx, gy, height);
+                vec![x, y, z]
+            }
+        }
+    }
+
+    /// Address of a slot's barrier; `empty` ones stand behind the `full` ones.
+    fn barrier_at(&mut self, rings: &Rings, slot: Val, empty: bool) -> Addr {
+        let base = self.b.shared_addr(rings.barriers);
+        let size = self.b.c32(MBARRIER as i64);
+        let at = self.b.mad(Num::S32, slot, size, base);
+        let offset = if empty { MBARRIER * rings.plan.stages } else { 0 };
+        Addr { base: at, offset: offset as i32, obj: rings.barriers }
+    }
+
+    /// Starts at slot 0. `parity` is that of the phase waited for first.
+    fn start_ring(&mut self, rings: &Rings, parity: i64) {
+        let (zero, parity) = (self.b.c32(0), self.b.c32(parity));
+        self.b.set(rings.slot, zero);
+        self.b.set(rings.parity, parity);
+    }
+
+    /// Moves on to the next slot.
+    fn advance(&mut self, rings: &Rings, slot: Val, parity: Val) {
+        let b = &mut self.b;
+        let (one, zero, stages) = (b.c32(1), b.c32(0), b.c32(rings.plan.stages as i64));
+        let next = b.add(Num::S32, slot, one);
+        let wraps = b.setp(Cmp::Eq, Num::S32, next, stages);
+        let next = b.selp(wraps, zero, next);
+        let flipped = b.bin(Bin::Xor, Num::B32, parity, one);
+        let flipped = b.selp(wraps, flipped, parity);
+        b.set(rings.slot, next);
+        b.set(rings.parity, flipped);
+    }
+}

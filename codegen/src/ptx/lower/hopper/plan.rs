@@ -1,0 +1,485 @@
+//! Whether a kernel's pipelined loop can run on Hopper's own units, and how its work is cut for them.
+//!
+//! The pattern: a loop that copies whole tiles from tensors to shared memory and multiplies them into accumulators, with
+//! nothing but scalars besides. Everything around the loop is free. A kernel that does not fit is told why, and runs on
+//! the units of sm_80.
+
+use super::super::facts::Facts;
+use super::super::infer::is_whole;
+use super::store::BOXES;
+use crate::ptx::simt::WgmmaTy;
+use crate::ptx::target::{Arch, Target};
+use zellige_ir::layout::instances::Swizzle;
+use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
+use zellige_ir::layout::{FragmentLayout, LayoutError};
+use zellige_ir::{
+    Access, Buffer, DType, Effect, Func, LoopKind, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
+};
+
+/// Threads of a warpgroup.
+pub const WARPGROUP: usize = 128;
+
+/// Accumulator registers that leave a thread room for everything else.
+const MAX_ACCUMULATORS: usize = 208;
+
+/// Blocks of a cluster.
+const CLUSTER: usize = 2;
+
+/// Extent limit of a box of a tensor map.
+const MAX_BOX: usize = 256;
+
+/// How a kernel runs on Hopper's units.
+#[derive(Clone, Debug)]
+pub struct HopperPlan {
+    /// The loop whose copies and products run asynchronously.
+    pub loop_op: Op,
+    pub stages: usize,
+    /// Warpgroups that multiply; one more feeds them.
+    pub consumers: usize,
+    /// Blocks of a cluster, neighbours along the grid's first axis; 1 for none.
+    pub cluster: usize,
+    pub loads: Vec<Load>,
+    pub products: Vec<Product>,
+    pub stores: Vec<Store>,
+}
+
+impl HopperPlan {
+    /// Bytes of a box of accumulators on its way to a tensor.
+    pub fn box_bytes(&self) -> usize {
+        self.stores.iter().map(|s| wgmma::M * s.swizzle.atom_bytes()).max().unwrap_or(0)
+    }
+
+    /// Bytes of all boxes of accumulators.
+    pub fn staging_bytes(&self) -> usize {
+        self.consumers * BOXES * self.box_bytes()
+    }
+}
+
+/// A copy of an accumulator to a tensor.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub op: Op,
+    /// Position of the tensor among the parameters.
+    pub param: u32,
+    pub dtype: DType,
+    /// Position in [`HopperPlan::products`].
+    pub product: usize,
+    pub swizzle: Swizzle,
+    /// Extents of a box along the tensor's axes, innermost first.
+    pub tile: Vec<u32>,
+}
+
+impl Store {
+    /// Columns of a box.
+    pub fn box_cols(&self) -> usize {
+        self.swizzle.atom_bytes() * 8 / self.dtype.bits()
+    }
+}
+
+/// A copy from a tensor to a ring of shared tiles.
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub op: Op,
+    /// Position of the tensor among the parameters.
+    pub param: u32,
+    pub dtype: DType,
+    /// The shared tile.
+    pub buffer: Buffer,
+    /// Extents of the tile: rows, and elements that lie together.
+    pub rows: usize,
+    pub cols: usize,
+    pub swizzle: Swizzle,
+    /// Extents of a box along the tensor's axes, innermost first.
+    pub tile: Vec<u32>,
+    /// The blocks of a cluster want the same tile: each fetches a part for all.
+    pub shared: bool,
+}
+
+impl Load {
+    /// Boxes of a tile, side by side.
+    pub fn boxes(&self) -> usize {
+        self.cols / self.box_cols()
+    }
+
+    /// Elements of a box that lie together.
+    pub fn box_cols(&self) -> usize {
+        self.swizzle.atom_bytes() * 8 / self.dtype.bits()
+    }
+
+    pub fn box_bytes(&self) -> usize {
+        self.rows * self.swizzle.atom_bytes()
+    }
+
+    /// Bytes of a tile.
+    pub fn bytes(&self) -> usize {
+        self.boxes() * self.box_bytes()
+    }
+
+    /// Bytes from one slot of the ring to the next.
+    pub fn slot_bytes(&self) -> usize {
+        self.bytes().next_multiple_of(1024)
+    }
+}
+
+/// A gemm of the loop.
+#[derive(Clone, Debug)]
+pub struct Product {
+    pub op: Op,
+    pub acc: Buffer,
+    pub ty: WgmmaTy,
+    /// Extents m, n, k of the tile.
+    pub shape: [usize; 3],
+    /// Columns of one instruction.
+    pub inst_n: usize,
+    /// Warpgroups along m and n.
+    pub warpgroups: [usize; 2],
+    /// Positions in [`HopperPlan::loads`].
+    pub a: usize,
+    pub b: usize,
+    pub operand_a: SharedOperand,
+    pub operand_b: SharedOperand,
+    /// The op that clears the accumulator right before the loop: the first product does that instead.
+    pub clear: Option<Op>,
+}
+
+impl Product {
+    /// The accumulator's layout.
+    pub fn layout(&self) -> Result<FragmentLayout, LayoutError> {
+        wgmma::accumulator_tile([self.shape[0], self.shape[1]], self.inst_n, self.warpgroups)
+    }
+}
+
+/// Why a kernel does not fit; nothing if there is no loop that could.
+pub type Refusal = Option<String>;
+
+/// Finds the plan of a function.
+pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
+    if target.arch != Arch::Sm90a {
+        return Err(None);
+    }
+    let body = &func.regions[func.body].ops;
+    let loops: Vec<(Op, u32, Region)> = body
+        .iter()
+        .filter_map(|&op| match &func.ops[op].kind {
+            OpKind::For { kind: LoopKind::Pipelined { stages }, body, .. } if *stages >= 2 && has_gemm(func, *body) => {
+                Some((op, *stages, *body))
+            }
+            _ => None,
+        })
+        .collect();
+    let &[(loop_op, stages, region)] = &loops[..] else {
+        return Err((loops.len() > 1).then(|| "it has several pipelined loops with products".into()));
+    };
+    if !func.threads.is_multiple_of(WARPGROUP) || func.threads > 3 * WARPGROUP {
+        return refuse(format!("its {} threads are not 1 to 3 warpgroups", func.threads));
+    }
+    let consumers = func.threads / WARPGROUP;
+    let finder = Finder { func, loop_op, region, consumers };
+    let mut loads = finder.loads()?;
+    let products = finder.products(&loads)?;
+    if products.is_empty() || loads.is_empty() {
+        return Err(None);
+    }
+    let need: usize = loads.iter().map(|l| l.slot_bytes() * stages as usize).sum();
+    let have = target.arch.max_shared_bytes() as usize - 1024;
+    if need > have {
+        return refuse(format!("its {stages} stages need {need} bytes of shared memory, there are {have}"));
+    }
+    let cluster = finder.share(&mut loads);
+    let mut stores = finder.stores(&products);
+    let barriers = 1024;
+    let plan = |stores| HopperPlan { loop_op, stages: stages as usize, consumers, cluster, loads, products, stores };
+    if need + consumers * BOXES * wgmma::M * 128 + barriers > have + 1024 {
+        stores.clear();
+    }
+    Ok(plan(stores))
+}
+
+fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
+    Err(Some(why.into()))
+}
+
+fn has_gemm(func: &Func, region: Region) -> bool {
+    func.regions[region].ops.iter().any(|&op| matches!(func.ops[op].kind, OpKind::Gemm { .. }))
+}
+
+struct Finder<'f> {
+    func: &'f Func,
+    loop_op: Op,
+    /// The loop's body.
+    region: Region,
+    consumers: usize,
+}
+
+impl Finder<'_> {
+    fn dtype(&self, buffer: Buffer) -> DType {
+        self.func.buffers[buffer].dtype
+    }
+
+    fn loads(&self) -> Result<Vec<Load>, Refusal> {
+        let func = self.func;
+        let mut loads: Vec<Load> = Vec::new();
+        for &op in &func.regions[self.region].ops {
+            let at = &func.ops[op].span;
+            match &func.ops[op].kind {
+                OpKind::Copy { src, dst, pad } => {
+                    let load = self.load(op, src, dst).and_then(|l| {
+                        if pad.bits() == 0 { Ok(l) } else { Err("it pads with something else than zero".to_owned()) }
+                    });
+                    let load = load.map_err(|why| Some(format!("the copy at {at}: {why}")))?;
+                    if loads.iter().any(|l| l.buffer == load.buffer) {
+                        return refuse(format!("the copy at {at} is not the only one into its tile"));
+                    }
+                    loads.push(load);
+                }
+                OpKind::Gemm { .. } => {}
+                kind if kind.effect() == Effect::Pure => {}
+                kind => return refuse(format!("its loop contains `{}` at {at}", kind.name())),
+            }
+        }
+        for load in &loads {
+            if self.used_outside(load.buffer) {
+                return refuse("a shared tile of the loop is used outside of it");
+            }
+        }
+        Ok(loads)
+    }
+
+    fn load(&self, op: Op, src: &Window, dst: &Window) -> Result<Load, String> {
+        let func = self.func;
+        let data = &func.buffers[src.buffer];
+        if data.scope != Scope::Global || func.buffers[dst.buffer].scope != Scope::Shared {
+            return Err("it does not go from a tensor to shared memory".into());
+        }
+        let Some(param) = func
+            .params
+            .iter()
+            .position(|p| matches!(p, Param::Tensor { buffer, access: Access::Read } if *buffer == src.buffer))
+        else {
+            return Err("the kernel writes the tensor it reads".into());
+        };
+        let dtype = data.dtype;
+        if dtype != self.dtype(dst.buffer) || !matches!(dtype, DType::BF16 | DType::F16) {
+            return Err(format!("it moves {dtype} into {}; bf16 and f16 are multiplied", self.dtype(dst.buffer)));
+        }
+        let shape = dst.shape();
+        if !is_whole(func, dst) || shape.len() != 2 || src.shape() != shape {
+            return Err("it does not fill a tile of two axes".into());
+        }
+        let rank = data.rank();
+        let axes: Vec<usize> = src.axes.iter().map(|a| usize::from(a.axis)).collect();
+        if !(2..=5).contains(&rank) || axes[0] >= axes[1] || axes[1] + 1 != rank {
+            return Err("its rows do not lie together in the tensor".into());
+        }
+        let (rows, cols) = (shape[0], shape[1]);
+        let swizzle = [Swizzle::B128, Swizzle::B64, Swizzle::B32]
+            .into_iter()
+            .find(|s| (cols * dtype.bits() / 8).is_multiple_of(s.atom_bytes()))
+            .ok_or_else(|| format!("rows of {cols} elements have no swizzle"))?;
+        if rows > MAX_BOX || !rows.is_multiple_of(8) {
+            return Err(format!("a box has a multiple of 8 up to {MAX_BOX} rows, not {rows}"));
+        }
+        if !src.offsets.iter().all(|&v| self.is_ahead(v)) {
+            return Err("its place depends on more than scalars".into());
+        }
+        let mut tile = vec![1; rank];
+        tile[axes[0]] = rows as u32;
+        tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits()) as u32;
+        tile.reverse();
+        Ok(Load { op, param: param as u32, dtype, buffer: dst.buffer, rows, cols, swizzle, tile, shared: false })
+    }
+
+    /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
+    fn is_ahead(&self, v: Value) -> bool {
+        let func = self.func;
+        let ValueDef::Op(op) = func.values[v].def else { return true };
+        if op == self.loop_op {
+            return true;
+        }
+        let here = [func.prelude, func.body, self.region].iter().any(|&r| func.regions[r].ops.contains(&op));
+        let kind = &func.ops[op].kind;
+        let mut ahead = here && kind.effect() == Effect::Pure;
+        kind.for_each_use(&mut |u| ahead = ahead && self.is_ahead(u));
+        ahead
+    }
+
+    /// Marks the loads that neighbours along the grid's first axis have in common and returns how many blocks share them.
+    fn share(&self, loads: &mut [Load]) -> usize {
+        let func = self.func;
+        let (Some(&x), Some(&extent)) = (func.block_ids.first(), func.grid.first()) else { return 1 };
+        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return 1 };
+        let even = Facts::of(func).known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
+        if !even || extents.iter().any(|&e| self.depends(e, x)) {
+            return 1;
+        }
+        for l in loads.iter_mut() {
+            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
+            let by_boxes = l.boxes().is_multiple_of(CLUSTER);
+            let by_rows = (l.rows / CLUSTER).is_multiple_of(8);
+            l.shared = (by_boxes || by_rows) && !src.offsets.iter().any(|&v| self.depends(v, x));
+            if l.shared && !by_boxes {
+                let axis = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
+                l.tile[axis] /= CLUSTER as u32;
+            }
+        }
+        if loads.iter().any(|l| l.shared) { CLUSTER } else { 1 }
+    }
+
+    fn depends(&self, v: Value, on: Value) -> bool {
+        let func = self.func;
+        if v == on {
+            return true;
+        }
+        let ValueDef::Op(op) = func.values[v].def else { return false };
+        let mut depends = false;
+        if op != self.loop_op {
+            func.ops[op].kind.for_each_use(&mut |u| depends = depends || self.depends(u, on));
+        }
+        depends
+    }
+
+    fn used_outside(&self, buffer: Buffer) -> bool {
+        let func = self.func;
+        let (mut all, mut inside) = (0, 0);
+        func.walk(func.body, &mut |_, d| {
+            if !matches!(d.kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
+                d.kind.for_each_buffer(&mut |b| all += usize::from(b == buffer));
+            }
+        });
+        func.walk(self.region, &mut |_, d| d.kind.for_each_buffer(&mut |b| inside += usize::from(b == buffer)));
+        all != inside
+    }
+
+    fn products(&self, loads: &[Load]) -> Result<Vec<Product>, Refusal> {
+        let func = self.func;
+        let mut products: Vec<Product> = Vec::new();
+        for &op in &func.regions[self.region].ops {
+            let OpKind::Gemm { a, b, acc, .. } = &func.ops[op].kind else { continue };
+            let at = &func.ops[op].span;
+            let product =
+                self.product(op, [a, b, acc], loads).map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
+            if products.iter().any(|p| p.acc == product.acc) {
+                return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
+            }
+            products.push(product);
+        }
+        let registers: usize = products.iter().map(|p| p.shape[0] * p.shape[1] / (WARPGROUP * self.consumers)).sum();
+        if registers > MAX_ACCUMULATORS {
+            return refuse(format!("its accumulators take {registers} registers a thread"));
+        }
+        Ok(products)
+    }
+
+    fn product(&self, op: Op, [a, b, acc]: [&Window; 3], loads: &[Load]) -> Result<Product, String> {
+        let func = self.func;
+        let data = &func.buffers[acc.buffer];
+        if data.scope != Scope::Fragment || data.dtype != DType::F32 || !is_whole(func, acc) {
+            return Err("its accumulator is not a whole f32 fragment".into());
+        }
+        let find = |w: &Window| {
+            let at = loads.iter().position(|l| l.buffer == w.buffer && w.covers_whole_buffer(func));
+            at.ok_or_else(|| "its operands are not whole tiles that the loop copies".to_owned())
+        };
+        let (la, lb) = (find(a)?, find(b)?);
+        let (sa, sc) = (a.shape(), acc.shape());
+        let shape @ [m, n, k] = [sc[0], sc[1], sa[1]];
+        let (da, db) = (self.dtype(a.buffer), self.dtype(b.buffer));
+        let ty = match (da, db) {
+            (DType::BF16, DType::BF16) => WgmmaTy::BF16,
+            (DType::F16, DType::F16) => WgmmaTy::F16,
+            _ => return Err(format!("there is no product of {da} by {db}")),
+        };
+        let g = self.consumers;
+        let warpgroups = if m.is_multiple_of(wgmma::M * g) { [g, 1] } else { [1, g] };
+        if !m.is_multiple_of(wgmma::M * warpgroups[0]) || !n.is_multiple_of(8 * warpgroups[1]) || !k.is_multiple_of(16)
+        {
+            return Err(format!("{m} x {n} x {k} does not divide among {g} warpgroups"));
+        }
+        let columns = n / warpgroups[1];
+        let inst_n = (8..=columns.min(256))
+            .rev()
+            .step_by(8)
+            .find(|&i| i % 8 == 0 && columns.is_multiple_of(i))
+            .ok_or_else(|| format!("{columns} columns do not divide into instructions"))?;
+        if warpgroups[1] > 1 && inst_n != columns {
+            return Err(format!("{columns} columns of a warpgroup are more than an instruction has"));
+        }
+        // Axes of a are (m, k), those of b (k, n): in order or swapped.
+        let major_a = if a.axes[0].axis == 0 { Major::K } else { Major::Mn };
+        let major_b = if b.axes[0].axis == 0 { Major::Mn } else { Major::K };
+        let operand = |mn: usize, major: Major, load: usize| {
+            wgmma::shared_operand([mn, k], 16, major, loads[load].swizzle).map_err(|e| e.to_string())
+        };
+        let (operand_a, operand_b) = (operand(m, major_a, la)?, operand(n, major_b, lb)?);
+        for (major, block, load) in [(major_a, wgmma::M, la), (major_b, inst_n, lb)] {
+            let columns = loads[load].box_cols();
+            if major == Major::Mn && !block.is_multiple_of(columns) {
+                return Err(format!("{block} columns of an instruction are no multiple of a box's {columns}"));
+            }
+        }
+        let clear = self.clear(acc.buffer);
+        Ok(Product { op, acc: acc.buffer, ty, shape, inst_n, warpgroups, a: la, b: lb, operand_a, operand_b, clear })
+    }
+
+    /// Copies of whole accumulators that tensor copies can do: the only uses of their tensors.
+    fn stores(&self, products: &[Product]) -> Vec<Store> {
+        let func = self.func;
+        let mut ops = func.regions[func.body].ops.iter().skip_while(|&&op| op != self.loop_op);
+        let mut stores = Vec::new();
+        for &op in &mut ops {
+            let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
+            let Some(product) = products.iter().position(|p| p.acc == src.buffer) else { continue };
+            stores.extend(is_whole(func, src).then(|| self.store(op, product, &products[product], dst)).flatten());
+        }
+        stores
+    }
+
+    fn store(&self, op: Op, product: usize, p: &Product, dst: &Window) -> Option<Store> {
+        let func = self.func;
+        let data = &func.buffers[dst.buffer];
+        let param =
+            func.params.iter().position(|q| matches!(q, Param::Tensor { buffer, .. } if *buffer == dst.buffer))?;
+        let mut uses = 0;
+        func.walk(func.body, &mut |_, d| d.kind.for_each_buffer(&mut |b| uses += usize::from(b == dst.buffer)));
+        let axes: Vec<usize> = dst.axes.iter().map(|a| usize::from(a.axis)).collect();
+        let rank = data.rank();
+        let fits = uses == 1
+            && matches!(data.dtype, DType::BF16 | DType::F16 | DType::F32)
+            && (2..=5).contains(&rank)
+            && matches!(axes[..], [rows, columns] if rows < columns && columns + 1 == rank);
+        let columns = p.shape[1] / p.warpgroups[1];
+        let swizzle = [Swizzle::B128, Swizzle::B64, Swizzle::B32]
+            .into_iter()
+            .find(|s| (columns * data.dtype.bits() / 8).is_multiple_of(s.atom_bytes()))?;
+        let mut tile = vec![1; rank];
+        tile[axes[0]] = wgmma::M as u32;
+        tile[rank - 1] = (swizzle.atom_bytes() * 8 / data.dtype.bits()) as u32;
+        tile.reverse();
+        fits.then_some(Store { op, param: param as u32, dtype: data.dtype, product, swizzle, tile })
+    }
+
+    /// The op before the loop that clears the accumulator, if nothing touches it in between.
+    fn clear(&self, acc: Buffer) -> Option<Op> {
+        let func = self.func;
+        let ops = &func.regions[func.body].ops;
+        let at = ops.iter().position(|&op| op == self.loop_op)?;
+        for &op in ops[..at].iter().rev() {
+            let kind = &func.ops[op].kind;
+            if let OpKind::Fill { dst, value } = kind
+                && dst.buffer == acc
+            {
+                let zero = func.as_const(*value).is_some_and(|c| c.bits() == 0);
+                return (zero && is_whole(func, dst)).then_some(op);
+            }
+            let mut touched = false;
+            kind.for_each_buffer(&mut |b| touched |= b == acc);
+            kind.for_each_region(&mut |r| {
+                func.walk(r, &mut |_, d| d.kind.for_each_buffer(&mut |b| touched |= b == acc))
+            });
+            if touched {
+                return None;
+            }
+        }
+        None
+    }
+}

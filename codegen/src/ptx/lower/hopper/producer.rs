@@ -1,0 +1,131 @@
+//! The role that feeds the rings: one thread starts all copies of an iteration as soon as its slot is free.
+
+use super::super::index::{self, Idx};
+use super::super::value::Scalar;
+use super::super::{Lowerer, Result};
+use super::Rings;
+use super::plan::{Load, WARPGROUP};
+use crate::ptx::simt::{Addr, Bin, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
+use zellige_ir::{EntityId, Op, OpKind, Region};
+
+impl Lowerer<'_> {
+    pub(super) fn produce(&mut self, rings: &Rings) -> Result {
+        let tid = self.b.special(Special::Tid);
+        let mask = self.b.c32(WARPGROUP as i64 - 1);
+        let lane = self.b.bin(Bin::And, Num::B32, tid, mask);
+        let zero = self.b.c32(0);
+        let one_thread = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
+        let then_body = self.b.open(false);
+        // The phase before the first one counts as ended: all slots are free.
+        self.start_ring(rings, 1);
+        let func = self.func;
+        self.blocks(&rings.plan, &mut |l| l.produce_region(rings, func.body))?;
+        self.b.close();
+        let (else_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: one_thread, uniform: false, then_body, else_body });
+        Ok(())
+    }
+
+    /// The scalars and the copies of a region; everything else is the other role's.
+    fn produce_region(&mut self, rings: &Rings, region: Region) -> Result {
+        let func = self.func;
+        for &op in &func.regions[region].ops {
+            self.b.at(&func.ops[op].span);
+            if self.runs_ahead(op) && self.scalar_op(op, None)? {
+                continue;
+            }
+            if op == rings.plan.loop_op
+                && let OpKind::For { indices, extents, body, .. } = &func.ops[op].kind
+            {
+                let extent = self.idx(op, extents[0], None)?;
+                let hi = index::to_val(&mut self.b, extent, Ty::B32);
+                let (lo, one) = (self.b.c32(0), self.b.c32(1));
+                let v = self.b.begin_for(Ty::B32);
+                let k = Idx { base: Some(v), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 };
+                self.env[indices[0].0.index()] = Some(Scalar::Idx(k));
+                self.produce_iteration(rings, *body)?;
+                self.b.end_for(v, lo, hi, one, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// True if everything that a scalar op uses is known to this role.
+    fn runs_ahead(&self, op: Op) -> bool {
+        use zellige_ir::{ValueDef, Visit};
+        let mut known = true;
+        self.func.ops[op].kind.for_each_use(&mut |v| {
+            known &= self.env[v.index()].is_some() || matches!(self.func.values[v].def, ValueDef::Const(_));
+        });
+        known
+    }
+
+    fn produce_iteration(&mut self, rings: &Rings, body: Region) -> Result {
+        let func = self.func;
+        let (slot, parity) = (self.b.get(rings.slot), self.b.get(rings.parity));
+        let empty = self.barrier_at(rings, slot, true);
+        self.b.push(SimtOp::MbarWait { addr: empty, parity });
+        let full = self.barrier_at(rings, slot, false);
+        let bytes = rings.plan.loads.iter().map(Load::bytes).sum::<usize>() as u32;
+        self.b.push(SimtOp::MbarExpect { addr: full, bytes });
+        for &op in &func.regions[body].ops {
+            self.b.at(&func.ops[op].span);
+            match rings.plan.loads.iter().position(|l| l.op == op) {
+                Some(i) => self.load_tile(rings, i, slot, full)?,
+                None => {
+                    self.scalar_op(op, None)?;
+                }
+            }
+        }
+        self.advance(rings, slot, parity);
+        Ok(())
+    }
+
+    /// Starts the copies of one tile, box by box.
+    fn load_tile(&mut self, rings: &Rings, load: usize, slot: Val, bar: Addr) -> Result {
+        let func = self.func;
+        let l = &rings.plan.loads[load];
+        let OpKind::Copy { src, .. } = &func.ops[l.op].kind else {
+            return self.malformed(l.op, "the plan's loads are copies");
+        };
+        let map = self.map_address(l.param, &l.tile);
+        let base = self.b.shared_addr(rings.tiles[load]);
+        let size = self.b.c32(l.slot_bytes() as i64);
+        let base = self.b.mad(Num::S32, slot, size, base);
+        // This block's part of the tile, by boxes or by rows of the only box.
+        let cluster = if l.shared { rings.plan.cluster } else { 1 };
+        let boxes = l.boxes();
+        let (my_boxes, my_rows) =
+            if boxes.is_multiple_of(cluster) { (boxes / cluster, 0) } else { (boxes, l.rows / cluster) };
+        let (mut part, mut base) = (Idx::constant(0), base);
+        if cluster > 1 {
+            let rank = self.b.special(Special::ClusterRank);
+            part = Idx::new(rank, 0, cluster as i64 - 1, 1);
+            let bytes = if my_rows > 0 { my_rows * l.swizzle.atom_bytes() } else { my_boxes * l.box_bytes() };
+            let bytes = self.b.c32(bytes as i64);
+            base = self.b.mad(Num::S32, rank, bytes, base);
+        }
+        let row_axis = usize::from(src.axes[0].axis);
+        for i in 0..my_boxes {
+            let mut coords = Vals::new();
+            for (axis, &v) in src.offsets.iter().enumerate().rev() {
+                let mut at = self.idx(l.op, v, None)?;
+                let step = match axis {
+                    _ if axis == row_axis => my_rows,
+                    _ if axis + 1 == src.offsets.len() && my_rows == 0 => my_boxes * l.box_cols(),
+                    _ => 0,
+                };
+                let by = index::mul(&mut self.b, part, Idx::constant(step as i64));
+                at = index::add(&mut self.b, at, by);
+                if axis + 1 == src.offsets.len() {
+                    at = at.shift((i * l.box_cols()) as i64);
+                }
+                coords.push(index::to_val(&mut self.b, at, Ty::B32));
+            }
+            let dst = Addr { base, offset: (i * l.box_bytes()) as i32, obj: rings.tiles[load] };
+            let blocks = if cluster > 1 { (1 << cluster) - 1 } else { 0 };
+            self.b.push(SimtOp::TmaLoad { dst, map, coords, bar, blocks });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! Products on Hopper's own units, on the simulated GPU: the PTX says so, and the results match the reference.
+
+use zellige::TuneValue;
+use zellige::runtime::Device;
+use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
+use zellige_kernels::library::{Case, Problem, Scale, find};
+use zellige_kernels::run::{run, sizes};
+
+/// The small problem of `gemm` whose name begins so.
+fn case(name: &str) -> Case {
+    let gemm = find("gemm").expect("the library has a gemm");
+    gemm.cases(Scale::Small).into_iter().find(|c| c.name.starts_with(name)).expect("the case is listed")
+}
+
+fn problem(name: &str, settings: &[(&str, TuneValue)]) -> Problem {
+    let settings: Vec<(String, TuneValue)> = settings.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
+    (case(name).build)(&settings).expect("the problem can be built")
+}
+
+fn ptx(problem: &Problem, arch: Arch) -> PtxKernel {
+    let func = problem.kernel.record(&sizes(problem).expect("sizes fit")).expect("the kernel records");
+    compile(&func, &PtxOptions::new(arch)).expect("the kernel compiles")
+}
+
+/// Runs a problem that must go through `wgmma` and tensor copies.
+fn check(name: &str, settings: &[(&str, TuneValue)]) {
+    let problem = problem(name, settings);
+    let kernel = ptx(&problem, Arch::Sm90a);
+    for part in ["wgmma.mma_async", "cp.async.bulk.tensor.2d.shared::cluster", "mbarrier.try_wait"] {
+        assert!(kernel.ptx.contains(part), "{name}: no {part}: {:?}", kernel.explain);
+    }
+    assert!(!kernel.ptx.contains("mma.sync"), "{name} has mma.sync");
+    let outcome = run(&problem, &Device::sim().stream(), 0).unwrap_or_else(|e| panic!("{name} {settings:?}: {e}"));
+    for c in &outcome.comparisons {
+        assert!(c.verdict.pass, "{name} {settings:?}: {}", c.verdict);
+    }
+}
+
+const EDGES: &str = "m=65 n=72 k=40 bf16->bf16 nt";
+const WIDE: &str = "m=136 n=264 k=72";
+
+fn int(v: i64) -> TuneValue {
+    TuneValue::Int(v)
+}
+
+#[test]
+fn all_orientations() {
+    for a in [false, true] {
+        for b in [false, true] {
+            let majors = [("a_transposed", TuneValue::Bool(a)), ("b_transposed", TuneValue::Bool(b))];
+            check(WIDE, &majors);
+            check(WIDE, &[majors[0], majors[1], ("bm", int(64)), ("bn", int(128)), ("bk", int(128))]);
+        }
+    }
+}
+
+#[test]
+fn tiles_and_warpgroups() {
+    for (bm, bn, threads) in [(64, 64, 128), (128, 128, 128), (64, 256, 256), (128, 64, 256), (256, 128, 256)] {
+        for (bk, stages) in [(32, 2), (64, 3)] {
+            let tile = [("bm", int(bm)), ("bn", int(bn)), ("threads", int(threads))];
+            check(WIDE, &[tile[0], tile[1], tile[2], ("bk", int(bk)), ("stages", int(stages))]);
+        }
+    }
+}
+
+#[test]
+fn clusters_share_tiles() {
+    let kernel = ptx(&problem(WIDE, &[]), Arch::Sm90a);
+    assert_eq!(kernel.cluster, 2, "{:?}", kernel.explain);
+    assert!(kernel.ptx.contains(".multicast::cluster"));
+    // Three tiles along the first axis do not pair up.
+    assert_eq!(ptx(&problem(WIDE, &[("bn", int(128))]), Arch::Sm90a).cluster, 1);
+}
+
+#[test]
+fn edges_and_types() {
+    check(EDGES, &[]);
+    check("m=1 n=8 k=8", &[]);
+    check("m=64 n=64 k=64 f16->f16", &[]);
+    check("m=16 n=24 k=64 bf16->f32", &[]);
+}
+
+#[test]
+fn tensors_without_a_map_take_the_other_kernel() {
+    // Rows of 130 bytes cannot be described to the hardware.
+    let problem = problem("m=65 n=72 k=40 bf16->bf16 tn", &[]);
+    assert!(ptx(&problem, Arch::Sm90a).ptx.contains("wgmma.mma_async"));
+    let outcome = run(&problem, &Device::sim().stream(), 0).expect("the problem runs");
+    assert!(outcome.pass());
+}
+
+#[test]
+fn what_does_not_fit_says_why() {
+    let f32s = ptx(&problem("m=33 n=48 k=100 f32", &[]), Arch::Sm90a);
+    assert!(!f32s.ptx.contains("wgmma"));
+    assert!(f32s.explain.iter().any(|e| e.contains("hopper") && e.contains("f32")), "{:?}", f32s.explain);
+    let ampere = ptx(&problem(EDGES, &[]), Arch::Sm80);
+    assert!(ampere.ptx.contains("mma.sync") && !ampere.ptx.contains("wgmma"));
+}
