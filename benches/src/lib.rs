@@ -1,1 +1,3 @@
-//! (skeleton)
+//! What the benches share.
+
+pub mod machine;

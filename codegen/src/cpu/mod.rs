@@ -1,7 +1,8 @@
 //! The default CPU backend: tile IR to loop IR to machine code through Cranelift.
 //!
-//! A block of the grid runs on one thread; its tiles live in a per-thread arena; tile ops become vector loops over
-//! 128-bit registers, gemm a register-blocked micro-kernel. Depends on `zellige-ir` and Cranelift only.
+//! The passes of [`zellige_ir::passes::pipeline`] come first. A block of the grid runs on one thread; its tiles live in
+//! a per-thread arena; tile ops become vector loops over 128-bit registers, gemm a register-blocked micro-kernel.
+//! Depends on `zellige-ir` and Cranelift only.
 
 pub mod abi;
 mod clif;
@@ -16,8 +17,9 @@ pub mod run;
 pub use abi::{ArgSlot, CpuKernel, Failure, FailureKind, FailureSite, HelperTable, LaunchContext, PrintSite};
 pub use clif::host_fingerprint;
 
-use loopir::{LoopFunc, VerifyError};
+use loopir::VerifyError;
 use zellige_ir::Func;
+use zellige_ir::passes::pipeline;
 
 /// What the author of a launch may choose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -57,8 +59,7 @@ pub enum Stage {
 /// # Errors
 /// If this CPU is not supported or an op has no lowering for its operands.
 pub fn compile(func: &Func, opts: &CpuOptions) -> Result<CpuKernel, CodegenError> {
-    let lowered = lower::lower(func, opts)?;
-    check(&lowered.func)?;
+    let lowered = lowered(func, opts)?;
     let (code, _) = clif::machine_code(&lowered.func, false)?;
     Ok(CpuKernel { code, ..lowered.kernel })
 }
@@ -68,8 +69,7 @@ pub fn compile(func: &Func, opts: &CpuOptions) -> Result<CpuKernel, CodegenError
 /// # Errors
 /// As [`compile`].
 pub fn emit(func: &Func, opts: &CpuOptions, stage: Stage) -> Result<String, CodegenError> {
-    let lowered = lower::lower(func, opts)?;
-    check(&lowered.func)?;
+    let lowered = lowered(func, opts)?;
     match stage {
         Stage::Loop => Ok(lowered.func.to_string()),
         Stage::Clif => clif::clif_text(&lowered.func),
@@ -77,9 +77,13 @@ pub fn emit(func: &Func, opts: &CpuOptions, stage: Stage) -> Result<String, Code
     }
 }
 
-fn check(func: &LoopFunc) -> Result<(), CodegenError> {
+/// A kernel after the passes over tile IR, in loop IR.
+fn lowered(func: &Func, opts: &CpuOptions) -> Result<lower::Lowered, CodegenError> {
+    let mut func = func.clone();
+    pipeline::run(&mut func);
+    let lowered = lower::lower(&func, opts)?;
     if cfg!(debug_assertions) {
-        loopir::verify(func)?;
+        loopir::verify(&lowered.func)?;
     }
-    Ok(())
+    Ok(lowered)
 }

@@ -321,6 +321,8 @@ impl Builder {
             | (BinOp::Mul | BinOp::SDiv | BinOp::UDiv, Some(1))
             | (BinOp::And, Some(-1)) => Some(x),
             (BinOp::Mul | BinOp::And, Some(0)) => Some(self.bits(ty, 0)),
+            // The low bits of a multiple of a greater power of two.
+            (BinOp::And, Some(c)) if ty == Ty::I64 && c > 0 && self.facts(x).align > c as u64 => Some(self.bits(ty, 0)),
             (BinOp::Mul, Some(c)) if c > 1 && (c as u64).is_power_of_two() => {
                 let k = self.bits(ty, u64::from(c.trailing_zeros()));
                 Some(self.bin(BinOp::Shl, x, k))

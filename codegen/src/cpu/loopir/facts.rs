@@ -63,6 +63,12 @@ impl Facts {
                 Facts { lo: x.lo >> y.lo, hi: x.hi >> y.lo, align: (x.align >> y.lo).max(1) }
             }
             BinOp::And if y.lo == y.hi && y.lo >= 0 => Facts { lo: 0, hi: y.lo, align: x.align.max(y.align) },
+            BinOp::Or if x.lo >= 0 && y.lo >= 0 => {
+                let top = x.hi.max(y.hi);
+                let hi = if top == 0 { 0 } else { i64::MAX >> (top.leading_zeros() - 1) };
+                Facts { lo: x.lo.max(y.lo), hi, align: x.align.min(y.align) }
+            }
+            BinOp::Or => Facts { align: x.align.min(y.align), ..Facts::UNKNOWN },
             BinOp::SMin => Facts { lo: x.lo.min(y.lo), hi: x.hi.min(y.hi), align: x.align.min(y.align) },
             BinOp::SMax => Facts { lo: x.lo.max(y.lo), hi: x.hi.max(y.hi), align: x.align.min(y.align) },
             BinOp::SDiv if y.lo > 0 && x.is_bounded() => {
@@ -80,7 +86,6 @@ impl Facts {
             | BinOp::UMulHi
             | BinOp::UDiv
             | BinOp::URem
-            | BinOp::Or
             | BinOp::Xor
             | BinOp::UShr
             | BinOp::UMin
@@ -123,6 +128,7 @@ mod tests {
                                 check(BinOp::Mul, p * q);
                                 check(BinOp::SMin, p.min(q));
                                 check(BinOp::SMax, p.max(q));
+                                check(BinOp::Or, p | q);
                                 if q != 0 {
                                     check(BinOp::SDiv, p / q);
                                     check(BinOp::SRem, p % q);

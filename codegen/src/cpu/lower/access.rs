@@ -457,18 +457,20 @@ impl Lower<'_> {
             return;
         }
         let addr = self.address(s, slot);
+        let v = self.stored(s, v);
+        self.b.store(v, addr, 0);
+    }
+
+    /// A scalar in the type and width of a cell of whole bytes.
+    pub(crate) fn stored(&mut self, s: &Storage, v: Val) -> Val {
         if s.cell == Cell::Wide {
-            let v = self.widen(v, s.dtype);
-            self.b.store(v, addr, 0);
-            return;
+            return self.widen(v, s.dtype);
         }
-        let b = &mut self.b;
-        let v = match s.dtype.bits() {
-            4 | 8 if s.dtype != DType::Bool => b.convert(UnOp::Reduce, Ty::I8, v),
-            16 => b.convert(UnOp::Reduce, Ty::I16, v),
+        match s.dtype.bits() {
+            4 | 8 if s.dtype != DType::Bool => self.b.convert(UnOp::Reduce, Ty::I8, v),
+            16 => self.b.convert(UnOp::Reduce, Ty::I16, v),
             _ => v,
-        };
-        b.store(v, addr, 0);
+        }
     }
 
     /// From the register form of a type to its wide cell.
@@ -490,10 +492,15 @@ impl Lower<'_> {
         }
     }
 
+    /// Address of the byte that holds a packed half byte.
+    pub(crate) fn byte_address(&mut self, s: &Storage, slot: Val) -> Val {
+        let byte = self.b.bin_imm(BinOp::SShr, slot, 1);
+        self.b.add(s.base, byte)
+    }
+
     /// Byte address and bit position of a packed half byte.
     fn nibble(&mut self, s: &Storage, slot: Val) -> (Val, Val) {
-        let byte = self.b.bin_imm(BinOp::SShr, slot, 1);
-        let addr = self.b.add(s.base, byte);
+        let addr = self.byte_address(s, slot);
         let odd = self.b.bin_imm(BinOp::And, slot, 1);
         let shift = self.b.bin_imm(BinOp::Shl, odd, 2);
         (addr, self.b.convert(UnOp::Reduce, Ty::I32, shift))
@@ -507,8 +514,7 @@ impl Lower<'_> {
                 return None;
             }
             // Two bytes in every lane; a product brings each lane's own half byte to the same place.
-            let byte = self.b.bin_imm(BinOp::SShr, slot, 1);
-            let addr = self.b.add(s.base, byte);
+            let addr = self.byte_address(s, slot);
             let pair = self.read(Mem::Plain, Ty::I16, addr);
             let pair = self.b.convert(UnOp::ZExt, Ty::I32, pair);
             let all = self.b.splat(pair);
@@ -559,8 +565,7 @@ impl Lower<'_> {
             let high = self.b.bin(BinOp::Or, lanes[2], lanes[3]);
             let pair = self.b.bin(BinOp::Or, low, high);
             let pair = self.b.convert(UnOp::Reduce, Ty::I16, pair);
-            let byte = self.b.bin_imm(BinOp::SShr, slot, 1);
-            let addr = self.b.add(s.base, byte);
+            let addr = self.byte_address(s, slot);
             self.b.store(pair, addr, 0);
             return true;
         }

@@ -6,7 +6,7 @@ use super::scalar::logical_not;
 use super::{Lower, Result};
 use crate::cpu::abi::FailureKind;
 use crate::cpu::loopir::{Ty, UnOp, Val};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use zellige_ir::{BinaryOp, Buffer, DType, Def, LoopKind, Op, OpKind, Region, Value, Visit};
 
 /// An unrolled loop of more iterations than this stays a loop.
@@ -108,7 +108,7 @@ impl Lower<'_> {
 
     /// A branch of four iterations: together if they agree, else one by one.
     fn if_varying(&mut self, mask: Val, then_body: Region, else_body: Region) -> Result {
-        let outer = self.values.clone();
+        let varying = self.varying_inputs(then_body, else_body);
         let all = self.b.convert(UnOp::AllTrue, Ty::I8, mask);
         self.b.begin_if(all);
         self.region(then_body)?;
@@ -116,15 +116,11 @@ impl Lower<'_> {
         let any = self.b.convert(UnOp::AnyTrue, Ty::I8, mask);
         self.b.begin_if(any);
         self.wide = false;
-        let mut own = definitions(self.func, then_body);
-        own.extend(definitions(self.func, else_body));
         for lane in 0..W {
             self.lane = lane;
-            for (v, rep) in &outer {
-                if !rep.is_uniform() && !own.contains(v) && self.is_used(*v, then_body, else_body) {
-                    let x = self.lane(*rep, self.func.ty(*v), lane);
-                    self.set(*v, Rep::Uni(x));
-                }
+            for &(v, rep) in &varying {
+                let x = self.lane(rep, self.func.ty(v), lane);
+                self.set(v, Rep::Uni(x));
             }
             let c = self.lane(Rep::Vec(mask), DType::Bool, lane);
             self.b.begin_if(c);
@@ -135,21 +131,27 @@ impl Lower<'_> {
         }
         self.lane = 0;
         self.wide = true;
-        self.values.clone_from(&outer);
+        varying.iter().for_each(|&(v, rep)| self.set(v, rep));
         self.b.begin_else(&[]);
         self.region(else_body)?;
         self.b.end_if(&[]);
         self.b.end_if(&[]);
-        self.values = outer;
         Ok(())
     }
 
-    fn is_used(&self, v: Value, then_body: Region, else_body: Region) -> bool {
-        let mut used = false;
+    /// Values from outside that differ between the four iterations and are used in one of the regions.
+    fn varying_inputs(&self, then_body: Region, else_body: Region) -> Vec<(Value, Rep)> {
+        let (mut used, mut own) = (BTreeSet::new(), HashSet::new());
         for region in [then_body, else_body] {
-            self.func.walk(region, &mut |_, data| data.kind.for_each_use(&mut |u| used |= u == v));
+            own.extend(definitions(self.func, region));
+            self.func.walk(region, &mut |_, data| {
+                data.kind.for_each_use(&mut |u| {
+                    used.insert(u);
+                });
+            });
         }
-        used
+        let outer = used.into_iter().filter(|v| !own.contains(v));
+        outer.filter_map(|v| self.values.get(&v).filter(|r| !r.is_uniform()).map(|r| (v, *r))).collect()
     }
 
     pub(super) fn while_op(&mut self, before: Region, cond: Value, body: Region) -> Result {

@@ -7,6 +7,16 @@ use crate::cpu::loopir::{BinOp, IntCc, Ty, Val};
 use zellige_ir::numerics::{Const, cast};
 use zellige_ir::{Op, Value, Window};
 
+/// Integer of `size` bytes.
+fn unit(size: i64) -> Ty {
+    match size {
+        1 => Ty::I8,
+        2 => Ty::I16,
+        4 => Ty::I32,
+        _ => Ty::I64,
+    }
+}
+
 /// A window with its buffer and the values of its offsets.
 #[derive(Clone)]
 pub(crate) struct View {
@@ -162,56 +172,127 @@ impl Lower<'_> {
     /// The axis along which runs of bytes can be moved as they are.
     fn moves_bytes(&self, src: &View, dst: &View) -> Option<usize> {
         let (s, d) = (&src.storage, &dst.storage);
-        let plain =
-            s.dtype == d.dtype && s.cell == d.cell && s.cell.bytes(s.dtype).is_some() && !s.private && !d.private;
+        let plain = s.dtype == d.dtype && s.cell == d.cell && !s.private && !d.private;
         let axis = dst.unit_axis()?;
         (plain && src.stride(axis) == Stride::Const(1)).then_some(axis)
     }
 
+    /// Slot of a view's element at `at`, of which all parts are the same in all iterations.
+    fn start(&mut self, v: &View, at: &[Rep]) -> Val {
+        let idx = v.index(self, at);
+        match self.place(&v.storage, &idx) {
+            Place::Steps { slot, .. } => slot,
+            Place::Lanes(slots) => slots[0],
+        }
+    }
+
     fn copy_bytes(&mut self, src: &View, dst: &View, range: &[(Val, Val)], axis: usize) -> Result {
-        let size = src.storage.cell.bytes(src.storage.dtype).unwrap_or(1);
+        let others: Vec<usize> = (0..range.len()).filter(|a| *a != axis).collect();
+        let extents: Vec<Val> = others.iter().map(|&a| self.b.sub(range[a].1, range[a].0)).collect();
+        let count = self.b.sub(range[axis].1, range[axis].0);
+        let zero = self.b.i64(0);
+        let count = self.b.bin(BinOp::SMax, count, zero);
+        let size = src.storage.cell.bytes(src.storage.dtype);
+        self.box_loop(&extents, None, 1, &mut |l, point| {
+            let mut at: Vec<Rep> = range.iter().map(|r| Rep::Uni(r.0)).collect();
+            for (&a, &rep) in others.iter().zip(point) {
+                at[a] = l.add_index(rep, Rep::Uni(range[a].0));
+            }
+            let (i, o) = (l.start(src, &at), l.start(dst, &at));
+            match size {
+                Some(size) => {
+                    let bytes = l.b.mul_imm(count, size);
+                    let (from, to) = (l.address(&src.storage, i), l.address(&dst.storage, o));
+                    l.move_bytes(from, to, bytes, size)
+                }
+                None => l.move_packed(src, dst, (i, o), count),
+            }
+        })
+    }
+
+    /// Moves a run of `count` half bytes from slot to slot: by whole bytes if both sides start on one.
+    fn move_packed(&mut self, src: &View, dst: &View, (i, o): (Val, Val), count: Val) -> Result {
+        let (s, d) = (&src.storage, &dst.storage);
+        let zero = self.b.i64(0);
+        let element = |l: &mut Self, k: Val| {
+            let (i, o) = (l.b.add(i, k), l.b.add(o, k));
+            let v = l.load_scalar(s, i);
+            l.store_scalar(d, o, v);
+            Ok(())
+        };
+        let either = self.b.bin(BinOp::Or, i, o);
+        let odd = self.b.bin_imm(BinOp::And, either, 1);
+        let even = self.b.icmp(IntCc::Eq, odd, zero);
+        let whole_bytes = |l: &mut Self| {
+            let (from, to) = (l.byte_address(s, i), l.byte_address(d, o));
+            let bytes = l.b.bin_imm(BinOp::SShr, count, 1);
+            l.move_bytes(from, to, bytes, 1)?;
+            // An odd one at the end shares its byte.
+            let pairs = l.b.bin_imm(BinOp::And, count, -2);
+            l.counted(pairs, count, 1, &mut |l, k| element(l, k))
+        };
+        if self.b.as_const(even) == Some(1) {
+            return whole_bytes(self);
+        }
+        self.b.begin_if(even);
+        whole_bytes(self)?;
+        self.b.begin_else(&[]);
+        self.counted(zero, count, 1, &mut |l, k| element(l, k))?;
+        self.b.end_if(&[]);
+        Ok(())
+    }
+
+    /// Moves `bytes` bytes, a multiple of `size`.
+    fn move_bytes(&mut self, from: Val, to: Val, bytes: Val, size: i64) -> Result {
+        self.runs(bytes, size, &mut |l, ty, at, offset| {
+            let (f, t) = (l.b.add(from, at), l.b.add(to, at));
+            let v = l.b.load(ty, f, offset);
+            l.b.store(v, t, offset);
+        })
+    }
+
+    /// Visits `bytes` bytes, a multiple of `size`, in whole vectors as long as there are, then element by element. `body`
+    /// gets the type to access and where: an offset and a constant one.
+    fn runs(&mut self, bytes: Val, size: i64, body: &mut dyn FnMut(&mut Self, Ty, Val, i32)) -> Result {
+        let zero = self.b.i64(0);
+        let long = self.b.bin_imm(BinOp::And, bytes, -64);
+        let whole = self.b.bin_imm(BinOp::And, bytes, -16);
+        for (lo, hi, ty, times) in
+            [(zero, long, Ty::I8x16, 4), (long, whole, Ty::I8x16, 1), (whole, bytes, unit(size), 1)]
+        {
+            let step = (ty.bytes() * times) as i64;
+            self.counted(lo, hi, step, &mut |l, at| {
+                (0..times).for_each(|k| body(l, ty, at, (k * ty.bytes()) as i32));
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sets runs of neighbours along `axis` of `range` to one value.
+    fn fill_bytes(&mut self, d: &View, range: &[(Val, Val)], axis: usize, value: Val, size: i64) -> Result {
+        let element = self.stored(&d.storage, value);
+        let int = self.b.ty(element).as_int();
+        let element = self.b.bitcast(int, element);
+        let all = self.b.splat(element);
+        let all = self.b.bitcast(Ty::I8x16, all);
         let others: Vec<usize> = (0..range.len()).filter(|a| *a != axis).collect();
         let extents: Vec<Val> = others.iter().map(|&a| self.b.sub(range[a].1, range[a].0)).collect();
         let count = self.b.sub(range[axis].1, range[axis].0);
         let zero = self.b.i64(0);
         let count = self.b.bin(BinOp::SMax, count, zero);
         let bytes = self.b.mul_imm(count, size);
-        let long = self.b.bin_imm(BinOp::And, bytes, -64);
-        let whole = self.b.bin_imm(BinOp::And, bytes, -16);
-        let unit = match size {
-            1 => Ty::I8,
-            2 => Ty::I16,
-            4 => Ty::I32,
-            _ => Ty::I64,
-        };
         self.box_loop(&extents, None, 1, &mut |l, point| {
             let mut at: Vec<Rep> = range.iter().map(|r| Rep::Uni(r.0)).collect();
             for (&a, &rep) in others.iter().zip(point) {
                 at[a] = l.add_index(rep, Rep::Uni(range[a].0));
             }
-            let run = |l: &mut Self, v: &View| {
-                let idx = v.index(l, &at);
-                match l.place(&v.storage, &idx) {
-                    Place::Steps { slot, .. } => l.address(&v.storage, slot),
-                    Place::Lanes(slots) => l.address(&v.storage, slots[0]),
-                }
-            };
-            let (from, to) = (run(l, src), run(l, dst));
-            let chunk = |l: &mut Self, lo: Val, hi: Val, ty: Ty, times: usize| {
-                let step = (ty.bytes() * times) as i64;
-                l.counted(lo, hi, step, &mut |l, i| {
-                    let (f, t) = (l.b.add(from, i), l.b.add(to, i));
-                    for k in 0..times {
-                        let offset = (k * ty.bytes()) as i32;
-                        let v = l.b.load(ty, f, offset);
-                        l.b.store(v, t, offset);
-                    }
-                    Ok(())
-                })
-            };
-            chunk(l, zero, long, Ty::I8x16, 4)?;
-            chunk(l, long, whole, Ty::I8x16, 1)?;
-            chunk(l, whole, bytes, unit, 1)
+            let slot = l.start(d, &at);
+            let to = l.address(&d.storage, slot);
+            l.runs(bytes, size, &mut |l, ty, at, offset| {
+                let t = l.b.add(to, at);
+                l.b.store(if ty.is_vector() { all } else { element }, t, offset);
+            })
         })
     }
 
@@ -304,6 +385,11 @@ impl Lower<'_> {
             self.store_elem(&d.storage, &idx, value, Guard::Inside);
             self.b.end_if(&[]);
             return Ok(());
+        }
+        if let (Some(axis), Rep::Uni(v), Some(size)) = (d.unit_axis(), value, d.storage.cell.bytes(d.storage.dtype))
+            && !d.storage.private
+        {
+            return self.fill_bytes(d, range, axis, v, size);
         }
         let axis = d.unit_axis().or(Some(d.shape.len() - 1));
         let extents: Vec<Val> = range.iter().map(|&(lo, hi)| self.b.sub(hi, lo)).collect();

@@ -5,7 +5,10 @@ use super::{Lower, Result, Stride};
 use crate::cpu::loopir::Val;
 use crate::cpu::plan::is_elementwise;
 use std::collections::{HashMap, HashSet};
-use zellige_ir::{BinaryOp, DType, OpKind, Region, Scope, Value, ValueDef, Visit};
+use zellige_ir::{BinaryOp, Buffer, DType, OpKind, Region, Scope, Value, ValueDef, Visit};
+
+/// A body of more ops than this is lowered in one version only.
+const LARGE: usize = 300;
 
 /// How an `index` value changes along one loop index.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -25,6 +28,9 @@ struct Score {
 impl Lower<'_> {
     pub(super) fn parallel(&mut self, indices: &[Value], extents: &[Val], body: Region) -> Result {
         let axis = if self.wide { None } else { self.choose_axis(indices, extents, body) };
+        if self.is_large(body) {
+            return self.parallel_nest(indices, extents, axis, body);
+        }
         let ivs: Vec<(Value, Val)> = indices.iter().copied().zip(extents.iter().copied()).collect();
         let Some((cond, proved)) = self.prove_inside(&ivs, body) else {
             return self.parallel_nest(indices, extents, axis, body);
@@ -47,6 +53,21 @@ impl Lower<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Is the body so long that a second version of it, without checks, would cost more to compile than it saves?
+    fn is_large(&self, body: Region) -> bool {
+        let (mut ops, mut checked) = (0, 0);
+        self.func.walk(body, &mut |op, data| {
+            ops += 1;
+            if let OpKind::Load { buffer, .. } | OpKind::Store { buffer, .. } | OpKind::Atomic { buffer, .. } =
+                &data.kind
+            {
+                let is_checked = self.func.buffers[*buffer].scope == Scope::Global && !self.unguarded.contains(&op);
+                checked += usize::from(is_checked);
+            }
+        });
+        ops > LARGE && checked * 8 < ops
     }
 
     fn forget(&mut self, ops: &[zellige_ir::Op]) {
@@ -96,6 +117,7 @@ impl Lower<'_> {
     /// Does everything that steers loops stay the same along `iv`, and differ only for small branches?
     fn control_is_uniform(&self, iv: Value, body: Region) -> bool {
         let mut varying = HashSet::from([iv]);
+        let stored = self.stored_tiles(body);
         let mut ok = true;
         self.func.walk(body, &mut |_, data| {
             match &data.kind {
@@ -114,7 +136,7 @@ impl Lower<'_> {
             data.kind.for_each_use(&mut |v| depends |= varying.contains(&v));
             // What a load finds may have been stored by another iteration of four before.
             if let OpKind::Load { buffer, .. } = &data.kind {
-                depends |= self.func.buffers[*buffer].scope != Scope::Global && self.is_stored(*buffer, body);
+                depends |= stored.contains(buffer);
             }
             if depends {
                 data.kind.for_each_def(&mut |v| {
@@ -131,11 +153,14 @@ impl Lower<'_> {
         ops <= 24
     }
 
-    fn is_stored(&self, buffer: zellige_ir::Buffer, body: Region) -> bool {
-        let mut stored = false;
+    /// Tiles that something in the region stores to.
+    fn stored_tiles(&self, body: Region) -> HashSet<Buffer> {
+        let mut stored = HashSet::new();
         self.func.walk(body, &mut |_, data| {
-            if let OpKind::Store { buffer: b, .. } | OpKind::Atomic { buffer: b, .. } = &data.kind {
-                stored |= *b == buffer;
+            if let OpKind::Store { buffer, .. } | OpKind::Atomic { buffer, .. } = &data.kind
+                && self.func.buffers[*buffer].scope != Scope::Global
+            {
+                stored.insert(*buffer);
             }
         });
         stored

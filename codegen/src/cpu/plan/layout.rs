@@ -49,6 +49,8 @@ struct Uses {
     columns: Vec<u8>,
     /// Other ops than whole-tile moves and gemms touch its elements.
     elementwise: bool,
+    /// A move converts its elements.
+    converted: bool,
 }
 
 /// Can every value of the type be stored wide and come back as it was (up to the payload of a NaN)?
@@ -81,11 +83,13 @@ fn uses(func: &Func) -> Vec<Uses> {
             right.columns.extend(b.axes.get(1).map(|a| a.axis));
             uses[acc.buffer.index()].elementwise = true;
         }
-        OpKind::Alloc { .. }
-        | OpKind::Copy { .. }
-        | OpKind::Gather { .. }
-        | OpKind::Fill { .. }
-        | OpKind::Layout { .. } => {}
+        OpKind::Copy { src, dst, .. } | OpKind::Gather { src, dst, .. } | OpKind::Scatter { src, dst, .. } => {
+            let converts = func.buffers[src.buffer].dtype != func.buffers[dst.buffer].dtype;
+            for b in [src.buffer, dst.buffer] {
+                uses[b.index()].converted |= converts;
+            }
+        }
+        OpKind::Alloc { .. } | OpKind::Fill { .. } | OpKind::Layout { .. } => {}
         other => other.for_each_buffer(&mut |b: Buffer| uses[b.index()].elementwise = true),
     });
     uses
@@ -179,9 +183,11 @@ const LINE: usize = 64;
 fn layout(ty: DType, shape: &[usize], uses: &Uses) -> Layout {
     let cell = match ty {
         _ if uses.operand && widens(ty) => Cell::Wide,
-        DType::F4E2M1 => Cell::Byte,
+        // What is only moved stays packed, and moves by whole bytes.
+        DType::F4E2M1 if uses.elementwise || uses.operand || uses.converted => Cell::Byte,
         _ => Cell::Native,
     };
+    // Half bytes are given a whole one; a tile of them is small.
     let size = cell.bytes(ty).unwrap_or(1) as usize;
     // Axes from the outermost to the one of neighbours.
     let mut order: Vec<usize> = (0..shape.len()).collect();

@@ -1,0 +1,101 @@
+//! Time from DSL to machine code on the CPU, for every kernel of the library at its small problems: recording, the passes
+//! over tile IR, and the CPU backend (which runs the passes itself, so its time contains theirs). Each is the minimum of
+//! a few runs, because others may use the machine.
+//!
+//! `cargo bench -p zellige-benches --bench compile_times [-- FILTER] [-- --json FILE]`
+
+use std::time::Instant;
+use zellige_benches::machine;
+use zellige_codegen::cpu::{CpuOptions, compile};
+use zellige_ir::passes::pipeline;
+use zellige_kernels::library::{Scale, all};
+use zellige_kernels::run::sizes;
+
+/// Runs of each step; more for what seems slow, where noise matters.
+const RUNS: usize = 3;
+
+/// The fastest of several runs, in ms, and the last result.
+fn fastest<T>(mut f: impl FnMut() -> T) -> (f64, T) {
+    let mut best = f64::MAX;
+    let mut runs = 0;
+    loop {
+        let start = Instant::now();
+        let out = f();
+        best = best.min(start.elapsed().as_secs_f64() * 1e3);
+        runs += 1;
+        if runs >= RUNS && (best < 5.0 || runs >= 4 * RUNS) {
+            return (best, out);
+        }
+    }
+}
+
+/// The slowest case of a kernel.
+struct Slowest {
+    kernel: &'static str,
+    case: String,
+    record: f64,
+    passes: f64,
+    backend: f64,
+    code_bytes: usize,
+}
+
+impl Slowest {
+    fn total(&self) -> f64 {
+        self.record + self.backend
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
+    let filter = args.first().filter(|a| !a.starts_with("--")).cloned().unwrap_or_default();
+    let mut rows: Vec<Slowest> = Vec::new();
+    for kernel in all().iter().filter(|k| k.info().name.contains(&filter)) {
+        let mut slowest: Option<Slowest> = None;
+        for case in kernel.cases(Scale::Small) {
+            let problem = (case.build)(&[]).expect("the problem can be built");
+            let sizes = sizes(&problem).expect("the arguments agree");
+            let (record, func) = fastest(|| problem.kernel.record(&sizes).expect("the kernel can be recorded"));
+            let (passes, ()) = fastest(|| pipeline::run(&mut func.clone()));
+            let (backend, code) = fastest(|| compile(&func, &CpuOptions::default()).expect("the kernel compiles"));
+            let row = Slowest {
+                kernel: kernel.info().name,
+                case: case.name,
+                record,
+                passes,
+                backend,
+                code_bytes: code.code.len(),
+            };
+            if slowest.as_ref().is_none_or(|s| s.total() < row.total()) {
+                slowest = Some(row);
+            }
+        }
+        rows.extend(slowest);
+    }
+    rows.sort_by(|a, b| b.total().total_cmp(&a.total()));
+    println!("{:>8} {:>8} {:>8} {:>8} {:>8}", "total", "record", "backend", "(passes)", "code B");
+    for r in &rows {
+        println!(
+            "{:8.2} {:8.2} {:8.2} {:8.2} {:8} {} {}",
+            r.total(),
+            r.record,
+            r.backend,
+            r.passes,
+            r.code_bytes,
+            r.kernel,
+            r.case
+        );
+    }
+    if let Some(path) = json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                serde_json::json!({
+                    "kernel": r.kernel, "slowest_case": r.case, "code_bytes": r.code_bytes,
+                    "total_ms": r.total(), "record_ms": r.record, "backend_ms": r.backend, "of_it_passes_ms": r.passes,
+                })
+            })
+            .collect();
+        machine::write(path, "cargo bench -p zellige-benches --bench compile_times -- --json FILE", &rows);
+    }
+}
