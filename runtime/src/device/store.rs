@@ -28,7 +28,9 @@ pub(super) fn fetch(key: Key, compile: impl FnOnce() -> Result<Artifact, String>
 pub(super) fn ptx(func: &Func, options: &PtxOptions) -> Result<(PtxKernel, bool), String> {
     // Places in the author's source are part of the code where it has line information.
     let text = if options.line_info { func.to_text() } else { func.canonical_text() };
-    let key = Key::new(&text, &options.target.to_string(), &format!("{options:?}"));
+    // The text numbers tiles; comments and explanations call them by name.
+    let names: Vec<&str> = func.buffers.iter().map(|(_, b)| b.name.as_str()).collect();
+    let key = Key::new(&text, &options.target.to_string(), &format!("{options:?} {names:?}"));
     let fetched = fetch(key, || {
         let kernel = compile(func, options).map_err(|e| e.to_string())?;
         let code = postcard::to_stdvec(&kernel).map_err(|e| format!("the kernel cannot be stored: {e}"))?;

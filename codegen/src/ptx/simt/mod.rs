@@ -8,6 +8,7 @@ pub mod builder;
 pub mod fold;
 pub mod func;
 pub mod op;
+mod parse;
 pub mod text;
 pub mod ty;
 pub mod verify;
@@ -21,5 +22,6 @@ pub use op::{
     Addr, AtomOp, Bin, Cache, Cmp, Def, Defs, Effect, Fields, MemTy, MmaKind, Packed, Round, ShflMode, SimtOp, Special,
     Un, Vals, Vars, VoteMode, WgmmaTy,
 };
+pub use parse::{ParseError, parse};
 pub use ty::{Num, Space, Ty};
 pub use verify::{VerifyError, verify};

@@ -4,6 +4,7 @@
 //! its name in SIMT text, its effect and its meaning. An op's fields are in the order in which it is printed.
 
 use super::func::{Block, Kernel, Obj, PhaseId, Val, Var};
+use super::parse::{ParseError, ParseField, Parser};
 use super::ty::{Num, Space};
 use smallvec::SmallVec;
 use std::fmt::Write;
@@ -24,6 +25,12 @@ macro_rules! named {
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.name())
+            }
+        }
+
+        impl ParseField for $name {
+            fn parse_field(p: &mut Parser<'_>, _name: &str) -> Result<$name, ParseError> {
+                super::parse::variant(p, &[$($name::$variant),*], $name::name)
             }
         }
     };
@@ -260,8 +267,12 @@ pub trait Fields {
     fn uses_mut(&mut self, f: &mut dyn FnMut(&mut Val));
     fn defs(&self, _f: &mut dyn FnMut(Val)) {}
     fn blocks(&self, _f: &mut dyn FnMut(Block)) {}
-    /// Writes the field as SIMT text; nothing for results and blocks, which stand elsewhere.
+    /// Writes the field as SIMT text; nothing for results, which stand elsewhere.
     fn show(&self, _k: &Kernel, _out: &mut String) {}
+    /// [`show`](Self::show) for the field called `name`.
+    fn show_named(&self, _name: &str, k: &Kernel, out: &mut String) {
+        self.show(k, out);
+    }
 }
 
 impl Fields for Val {
@@ -298,6 +309,9 @@ impl Fields for Addr {
 }
 
 impl Fields for Block {
+    fn show(&self, _k: &Kernel, out: &mut String) {
+        let _ = write!(out, "{self}");
+    }
     fn uses(&self, _f: &mut dyn FnMut(Val)) {}
     fn uses_mut(&mut self, _f: &mut dyn FnMut(&mut Val)) {}
     fn blocks(&self, f: &mut dyn FnMut(Block)) {
@@ -313,7 +327,21 @@ macro_rules! fields_seq {
         fn show(&self, k: &Kernel, out: &mut String) { super::text::list(k, self.iter(), out); }
     })* };
 }
-fields_seq!(Vals, Defs, Option<Val>, Option<Def>);
+fields_seq!(Vals, Defs, Option<Def>);
+
+impl Fields for Option<Val> {
+    fn uses(&self, f: &mut dyn FnMut(Val)) {
+        self.iter().for_each(|v| f(*v));
+    }
+    fn uses_mut(&mut self, f: &mut dyn FnMut(&mut Val)) {
+        self.iter_mut().for_each(f);
+    }
+    fn show_named(&self, name: &str, k: &Kernel, out: &mut String) {
+        if let Some(v) = self {
+            let _ = write!(out, "{name} {}", super::text::operand(k, *v));
+        }
+    }
+}
 
 macro_rules! fields_none {
     ($($t:ty),*) => { $(impl Fields for $t {
@@ -376,6 +404,17 @@ macro_rules! simt_ops {
             pub const fn effect(&self) -> Effect {
                 match self { $(SimtOp::$variant { .. } => Effect::$effect),* }
             }
+
+            /// Reads the fields of the op called `name`; `None` if there is no such op.
+            pub(super) fn parse(name: &str, p: &mut Parser<'_>) -> Result<Option<SimtOp>, ParseError> {
+                Ok(Some(match name {
+                    $($name => {
+                        $(let $field = <$ty as ParseField>::parse_field(p, stringify!($field))?;)*
+                        SimtOp::$variant { $($field),* }
+                    })*
+                    _ => return Ok(None),
+                }))
+            }
         }
 
         impl Fields for SimtOp {
@@ -393,7 +432,7 @@ macro_rules! simt_ops {
             }
             fn show(&self, k: &Kernel, out: &mut String) {
                 match self { $(SimtOp::$variant { $($field),* } => {
-                    $(let from = out.len(); out.push_str(", "); $field.show(k, out); if out.len() == from + 2 { out.truncate(from); })*
+                    $(let from = out.len(); out.push_str(", "); $field.show_named(stringify!($field), k, out); if out.len() == from + 2 { out.truncate(from); })*
                     let _ = (k, out);
                 }),* }
             }

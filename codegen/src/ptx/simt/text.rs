@@ -1,11 +1,22 @@
-//! SIMT IR as text, for `emit --stage simt`, tests and error messages.
+//! SIMT IR as text, for `emit --stage simt`, tests and error messages. [`super::parse`] reads it back.
 //!
 //! ```text
-//! v7: b32 = bin shl, u32, v3, 4
-//! ld f32, global, [v9+16 in m0] ...
+//! simt kernel axpy threads 128 shared 0
+//! param 0: base 0 x
+//! m0: global x home block0
+//! phase0: "copy" at "axpy.rs":3:5
+//! body block0 {
+//!   v7: b32 = bin shl, u32, v3, 4
+//!   v9: f32 = ld global, f32, [v8+16 in m0], guard v6
+//!   if v6, false, block1, block2 {
+//!   } {
+//!   }
+//! }
 //! ```
+//! An immediate says its class: `true`, `0x00ff` (b16), `4` (b32), `4L` (b64), `1.0f` (f32) and `1.0d` (f64), the last two as
+//! `f32:0x7f800000` where they are no numbers. Places in the author's source are left out, but for those of phases.
 
-use super::func::{Block, Kernel, ObjKind, Val, ValDef};
+use super::func::{Block, GridPlan, Kernel, ObjKind, ParamSlot, Roles, Val, ValDef};
 use super::op::{Fields, SimtOp};
 use super::ty::Ty;
 use std::fmt::{self, Write};
@@ -17,9 +28,15 @@ pub fn operand(k: &Kernel, v: Val) -> String {
             Ty::Pred => (bits != 0).to_string(),
             Ty::B16 => format!("0x{bits:04x}"),
             Ty::B32 => (bits as u32 as i32).to_string(),
-            Ty::B64 => (bits as i64).to_string(),
-            Ty::F32 => format!("{:?}f", f32::from_bits(bits as u32)),
-            Ty::F64 => format!("{:?}d", f64::from_bits(bits)),
+            Ty::B64 => format!("{}L", bits as i64),
+            Ty::F32 => {
+                let x = f32::from_bits(bits as u32);
+                if x.is_finite() { format!("{x:?}f") } else { format!("f32:0x{bits:08x}") }
+            }
+            Ty::F64 => {
+                let x = f64::from_bits(bits);
+                if x.is_finite() { format!("{x:?}d") } else { format!("f64:0x{bits:016x}") }
+            }
         },
         ValDef::Inst(_) | ValDef::Pending => v.to_string(),
     }
@@ -38,6 +55,20 @@ pub fn list<'a, F: Fields + 'a>(k: &Kernel, items: impl Iterator<Item = &'a F>, 
     if !text.trim().is_empty() {
         let _ = write!(out, "{{{text}}}");
     }
+}
+
+/// True for a name that stands in text as it is.
+pub(super) fn is_word(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(is_word_char)
+}
+
+pub(super) fn is_word_char(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '.' | '%')
+}
+
+/// A name, quoted if it is no word.
+pub(super) fn name(name: &str) -> String {
+    if is_word(name) { name.to_owned() } else { format!("{name:?}") }
 }
 
 fn block(k: &Kernel, b: Block, depth: usize, out: &mut String) {
@@ -70,32 +101,67 @@ fn block(k: &Kernel, b: Block, depth: usize, out: &mut String) {
     }
 }
 
+impl fmt::Display for ParamSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ParamSlot::Base { param, .. } => write!(f, "base {param}")?,
+            ParamSlot::Stride { param, axis, .. } => write!(f, "stride {param} {axis}")?,
+            ParamSlot::Dim { dim, .. } => write!(f, "dim {dim}")?,
+            ParamSlot::Scalar { param, dtype, .. } => write!(f, "scalar {param} {dtype}")?,
+            ParamSlot::TensorMap { param, map, .. } => {
+                let tile: Vec<String> = map.tile.iter().map(ToString::to_string).collect();
+                write!(f, "map {param} {} [{}] swizzle {}", map.dtype, tile.join(" "), map.swizzle)?;
+            }
+        }
+        write!(f, " {}", name(self.name()))
+    }
+}
+
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "simt kernel {} threads {}", self.name, self.threads)?;
+        write!(f, "simt kernel {} threads {} shared {}", name(&self.name), self.threads, self.shared_bytes)?;
+        if self.grid == GridPlan::Persistent {
+            f.write_str(" persistent")?;
+        }
+        if let Roles::Specialised { consumers } = self.roles {
+            write!(f, " consumers {consumers}")?;
+        }
+        writeln!(f)?;
         for (i, p) in self.params.iter().enumerate() {
-            writeln!(f, "param {i}: {} ({} bytes)", p.name(), p.bytes())?;
+            writeln!(f, "param {i}: {p}")?;
         }
         for (id, obj) in self.objs.iter() {
+            write!(f, "{id}: ")?;
+            let what = name(&obj.name);
             match &obj.kind {
                 ObjKind::Global { read_only } => {
-                    writeln!(f, "{id}: global {}{}", obj.name, if *read_only { " read-only" } else { "" })?;
+                    write!(f, "global {what}{}", if *read_only { " read-only" } else { "" })?;
                 }
                 ObjKind::Shared { bytes, align, offset } => {
-                    write!(f, "{id}: shared {} {bytes} bytes align {align}", obj.name)?;
+                    write!(f, "shared {what} {bytes} bytes align {align}")?;
                     if let Some(at) = offset {
                         write!(f, " at {at}")?;
                     }
-                    writeln!(f)?;
                 }
-                ObjKind::Local { bytes, align } => writeln!(f, "{id}: local {} {bytes} bytes align {align}", obj.name)?,
+                ObjKind::Local { bytes, align } => write!(f, "local {what} {bytes} bytes align {align}")?,
             }
+            writeln!(f, "{} home {}", if obj.managed { " managed" } else { "" }, obj.home)?;
         }
         for (id, ty) in self.vars.iter() {
             writeln!(f, "var {id}: {ty}")?;
         }
+        for (id, phase) in self.phases.iter() {
+            write!(f, "{id}: {:?}", phase.what)?;
+            if let Some(span) = &phase.span {
+                write!(f, " at {:?}:{}:{}", &*span.file, span.line, span.col)?;
+            }
+            for (obj, key) in &phase.footprints {
+                write!(f, " touches {obj} {key}")?;
+            }
+            writeln!(f)?;
+        }
         let mut text = String::new();
         block(self, self.body, 1, &mut text);
-        write!(f, "{{\n{text}}}\n")
+        write!(f, "body {} {{\n{text}}}\n", self.body)
     }
 }

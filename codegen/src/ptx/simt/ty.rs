@@ -76,6 +76,26 @@ pub enum Num {
 }
 
 impl Num {
+    /// All of them, in declaration order.
+    pub const ALL: [Num; 16] = [
+        Num::Pred,
+        Num::U8,
+        Num::S8,
+        Num::U16,
+        Num::S16,
+        Num::U32,
+        Num::S32,
+        Num::U64,
+        Num::S64,
+        Num::B16,
+        Num::B32,
+        Num::B64,
+        Num::F16,
+        Num::BF16,
+        Num::F32,
+        Num::F64,
+    ];
+
     /// The PTX type suffix.
     pub const fn name(self) -> &'static str {
         match self {
