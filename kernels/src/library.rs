@@ -282,6 +282,7 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::gemm::grouped::Contiguous,
         &crate::gemm::grouped::Masked,
         &crate::gemm::k_grouped::Entry,
+        &crate::gemm::k_grouped_scaled::Entry,
         &crate::mhc::expand::ENTRY,
         &crate::mhc::mix::ENTRY,
         &crate::mhc::mix_norm::ENTRY,

@@ -34,7 +34,7 @@ const ALIASES: [&str; 15] = [
 ];
 
 /// Kernels whose batch goes by another name, with its other names, and of how many rows a tile is that belongs together.
-const OWN: [(&str, &str, &[&str], usize); 14] = [
+const OWN: [(&str, &str, &[&str], usize); 15] = [
     ("adamw", "n", &[], 1),
     ("engram_fused_weight", "n", &[], 1),
     ("engram_weight_grad", "n", &[], 1),
@@ -48,6 +48,7 @@ const OWN: [(&str, &str, &[&str], usize); 14] = [
     ("grouped_gemm", "positions", &["a_sf0"], 32),
     ("masked_gemm", "experts", &["a_sf0", "b_sf0"], 1),
     ("k_grouped_gemm", "experts", &[], 1),
+    ("k_grouped_scaled_gemm", "experts", &[], 1),
     // Per token and not gathered; the other cases are passed over.
     ("requant_cast", "m", &["positions", "tokens", "input_rows", "sf_rows"], 1),
     ("reduce_fused", "tokens", &["weight_rows", "addend_rows"], 1),

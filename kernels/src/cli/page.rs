@@ -40,8 +40,8 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
     ("41", "weighted reduce", &["reduce_fused"]),
     (
         "42-44",
-        "grouped GEMM: bf16, FP8, FP8 by MXFP4, contiguous and masked; bf16 over rows",
-        &["grouped_gemm", "masked_gemm", "k_grouped_gemm"],
+        "grouped GEMM: bf16, FP8, FP8 by MXFP4, contiguous and masked; bf16 and FP8 over rows",
+        &["grouped_gemm", "masked_gemm", "k_grouped_gemm", "k_grouped_scaled_gemm"],
     ),
     ("45", "SwiGLU and per-token cast", &["swiglu_forward_and_per_token_cast"]),
     ("46", "SwiGLU, per-channel cast and transpose", &["swiglu_forward_and_per_channel_cast_and_transpose"]),

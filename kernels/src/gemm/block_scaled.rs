@@ -40,6 +40,11 @@ pub struct Entry;
 
 /// The launcher for element types.
 fn launcher(types: Operands, cfg: ProductConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    if cfg.zero_padding {
+        return Err(ProblemError::Unsupported(
+            "a dense product has no padding rows: leave `zero_padding` off".to_owned(),
+        ));
+    }
     if !cfg.scaled {
         return Err(ProblemError::Unsupported("operands without scale factors: `gemm` multiplies them".to_owned()));
     }

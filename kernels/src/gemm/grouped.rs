@@ -14,8 +14,8 @@ use zellige_ir::DType;
 ///
 /// Every group starts at a multiple of `cfg.bm` and is filled up with rows of group -1, as
 /// [`get_fused_mapping`](crate::moe::mapping::get_fused_mapping) lays them out. Padding rows of a tile that has others get the
-/// product of what `a` holds there (zeros after `expand_to_fused`); tiles of padding alone are neither computed nor
-/// written. The bits of a row depend on the row and its group's matrix only.
+/// product of what `a` holds there (zeros after `expand_to_fused`), tiles of padding alone are neither computed nor
+/// written; with `cfg.zero_padding` both are zero. The bits of a row depend on the row and its group's matrix only.
 #[kernel(static_dims(n, k))]
 pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
     t: T,
@@ -49,7 +49,19 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
             |j, g| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>(),
             cfg,
         );
+        if cfg.zero_padding {
+            for (i, j) in t.parallel((bm, bn)) {
+                acc[(i, j)] = select(pos_to_expert[row + i] == found, acc[(i, j)], 0.0);
+            }
+        }
         t.cast(acc, c.at((row, col)));
+    }
+    if cfg.zero_padding {
+        if found < 0 {
+            let zeros = t.fragment::<C, 2>([bm, bn]);
+            t.clear(zeros);
+            t.copy(zeros, c.at((row, col)));
+        }
     }
 }
 
@@ -57,7 +69,8 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
 /// factors as in [`block_scaled_gemm`](super::block_scaled::block_scaled_gemm) if `cfg.scaled`. `a` [experts, rows, K], `b`
 /// [experts, N, K], `counts` [experts], at most `rows` each.
 ///
-/// Tiles without a row in use are neither computed nor written; the other rows of a tile hold nothing in particular.
+/// Tiles without a row in use are neither computed nor written, the other rows of a tile hold nothing in particular; with
+/// `cfg.zero_padding` both are zero.
 #[kernel(static_dims(n, k))]
 pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     t: T,
@@ -72,7 +85,8 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     let (bm, bn) = (cfg.bm, cfg.bn);
     let [bx, by, e] = t.grid((c.dim(2).ceil_div(bn), c.dim(1).ceil_div(bm), c.dim(0)), cfg.threads);
     let (row, col) = (by * bm, bx * bn);
-    if row < counts[e].to_index() {
+    let count = counts[e].to_index();
+    if row < count {
         let acc = multiply(
             t,
             a.dim(2),
@@ -82,7 +96,19 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
             |j, g| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>(),
             cfg,
         );
+        if cfg.zero_padding {
+            for (i, j) in t.parallel((bm, bn)) {
+                acc[(i, j)] = select(row + i < count, acc[(i, j)], 0.0);
+            }
+        }
         t.cast(acc, c.at((e, row, col)));
+    }
+    if cfg.zero_padding {
+        if row >= count {
+            let zeros = t.fragment::<C, 2>([bm, bn]);
+            t.clear(zeros);
+            t.copy(zeros, c.at((e, row, col)));
+        }
     }
 }
 
@@ -140,6 +166,13 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
             let fp8_cfg = default_config(fp8);
             out.extend([
                 case(vec![16, 0], 40, 96, bf16, tile(16, default_config(bf16))),
+                case(
+                    vec![16, 0, 7, 19],
+                    40,
+                    96,
+                    bf16,
+                    tile(16, ProductConfig { zero_padding: true, ..default_config(bf16) }),
+                ),
                 case(vec![0, 0, 0], 64, 128, fp8, tile(16, fp8_cfg)),
                 case(vec![7, 40], 136, 256, fp8, tile(32, ProductConfig { column_major: true, ..fp8_cfg })),
                 case(vec![3, 18], 64, 96, mxfp4, tile(16, ProductConfig { a_group: 32, ..default_config(mxfp4) })),

@@ -4,5 +4,6 @@ pub mod block_scaled;
 pub mod dense;
 pub mod grouped;
 pub mod k_grouped;
+pub mod k_grouped_scaled;
 pub mod product;
 mod scaled_problem;

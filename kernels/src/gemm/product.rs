@@ -35,6 +35,8 @@ pub struct ProductConfig {
     pub b_group: usize,
     /// The scale factors of `a` lie as `[groups, rows rounded up to 4]`; otherwise as `[rows, groups]`.
     pub column_major: bool,
+    /// Rows that belong to no group are written as zeros; otherwise they hold nothing in particular. Not for dense products.
+    pub zero_padding: bool,
 }
 
 impl Default for ProductConfig {
@@ -51,6 +53,7 @@ impl Default for ProductConfig {
             b_rows: 128,
             b_group: 128,
             column_major: false,
+            zero_padding: false,
         }
     }
 }

@@ -111,6 +111,9 @@ impl ScaledProblem {
         if self.cfg.column_major {
             name.push_str(" column-major");
         }
+        if self.cfg.zero_padding {
+            name.push_str(" zero-padding");
+        }
         Case::new(name, self.cfg, move |cfg| ScaledProblem { cfg, ..self.clone() }.problem())
     }
 
@@ -211,7 +214,16 @@ impl ScaledProblem {
                 want.extend(product.rows(&sampled));
                 got.extend(sampled.iter().flat_map(|r| c[r * n..(r + 1) * n].iter().copied()));
             }
-            vec![Comparison { output: "c", verdict: compare(&got, &want, Tolerance::CalcDiff(1e-5)) }]
+            let mut out = vec![Comparison { output: "c", verdict: compare(&got, &want, Tolerance::CalcDiff(1e-5)) }];
+            if cfg.zero_padding {
+                let in_use = |row: &usize| starts.iter().zip(&rows).any(|(s, n)| (*s..s + n).contains(row));
+                let padding: Vec<f32> = (0..c.len() / n.max(1))
+                    .filter(|row| !in_use(row))
+                    .flat_map(|r| c[r * n..(r + 1) * n].iter().copied())
+                    .collect();
+                out.push(Comparison::exact_f32("c", &padding, &vec![0.0; padding.len()]));
+            }
+            out
         };
         Ok(Problem { kernel: launcher(types, cfg)?, args, work, verify: Box::new(verify) })
     }

@@ -138,3 +138,62 @@ impl Layer<'_> {
         Output { routing, y }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::metrics::calc_diff;
+    use super::super::super::testing::{uniform, uniform_bf16};
+    use super::*;
+
+    /// With nothing rounded on the way the result is the same to the precision of e4m3.
+    #[test]
+    fn agrees_with_unrounded_arithmetic() {
+        let (tokens, hidden, inner, experts, top_k) = (5, 48, 32, 6, 2);
+        let x = uniform_bf16(1, tokens * hidden, 1.0);
+        let router = uniform(2, experts * hidden, 0.3);
+        let (gate_up, down) =
+            (uniform(3, experts * 2 * inner * hidden, 0.3), uniform(4, experts * hidden * inner, 0.3));
+        let (shared_gate_up, shared_down) = (uniform(5, 2 * inner * hidden, 0.3), uniform(6, hidden * inner, 0.3));
+        let bias = uniform(7, experts, 0.2);
+        let layer = Layer {
+            hidden,
+            inner,
+            experts,
+            top_k,
+            scoring: Scoring::SqrtSoftplus,
+            route_scale: 1.5,
+            limit: 0.7,
+            group: 16,
+            router: &router,
+            choice: Choice::Biased(&bias),
+            routed: Expert { gate_up: &gate_up, down: &down },
+            shared: Some(Expert { gate_up: &shared_gate_up, down: &shared_down }),
+        };
+        let got = layer.forward(&x);
+        let expert = |x: &[f32], gate_up: &[f32], down: &[f32], weight: f64| -> Vec<f64> {
+            let dot = |w: &[f32], x: &[f64]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+            let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            let act = |i: usize| {
+                let g = dot(&gate_up[i * hidden..][..hidden], &x).min(0.7);
+                let h = dot(&gate_up[(inner + i) * hidden..][..hidden], &x).clamp(-0.7, 0.7);
+                g / (1.0 + (-g).exp()) * h * weight
+            };
+            let act: Vec<f64> = (0..inner).map(act).collect();
+            (0..hidden).map(|c| dot(&down[c * inner..][..inner], &act)).collect()
+        };
+        let mut want = Vec::new();
+        for t in 0..tokens {
+            let x = &x[t * hidden..][..hidden];
+            let mut sum = expert(x, &shared_gate_up, &shared_down, 1.0);
+            for slot in t * top_k..(t + 1) * top_k {
+                let e = got.routing.ids[slot] as usize;
+                let (gate_up, down) = (&gate_up[e * 2 * inner * hidden..], &down[e * hidden * inner..]);
+                let y = expert(x, gate_up, down, f64::from(got.routing.weights[slot]));
+                sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
+            }
+            want.extend(sum.iter().map(|&y| y as f32));
+        }
+        let diff = calc_diff(&got.y, &want);
+        assert!(diff < 2e-3, "{diff}");
+    }
+}
