@@ -98,13 +98,17 @@ fn code_for_gpus_is_for_the_target_that_was_named() {
 
 #[test]
 fn decisions_are_explained_with_the_authors_places() {
-    let o = zellige(&["emit", "gemm", "--explain"]);
-    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
-    let text = stdout(&o);
-    for part in
-        ["  acc has ", "\nlayout\n", "\nbarrier\n", "\npipeline\n", "kernels/src/gemm/dense.rs:", " for sm_90a "]
+    let everywhere = ["  acc has ", "\nlayout\n", "\nshared\n", "kernels/src/gemm/dense.rs:"];
+    for (target, parts) in
+        [("sm_80", ["\nbarrier\n", "\npipeline\n"]), ("sm_90a", ["\nhopper\n", " registers a thread"])]
     {
-        assert!(text.contains(part), "no {part:?} in: {text}");
+        let o = zellige(&["emit", "gemm", "--explain", "--target", target]);
+        assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+        let text = stdout(&o);
+        assert!(text.lines().next().is_some_and(|l| l.contains(&format!(" for {target} "))), "{text}");
+        for part in everywhere.iter().chain(&parts) {
+            assert!(text.contains(part), "no {part:?} in: {text}");
+        }
     }
 }
 

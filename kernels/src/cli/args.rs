@@ -51,7 +51,7 @@ pub struct List {
 pub struct Check {
     /// Kernels to check; all of them if none is named.
     pub kernels: Vec<String>,
-    /// Where to run: cpu or interp.
+    /// Where to run: cpu, interp, sim, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Which problems: small edge cases, one of V4 size, or all of V4 size.
@@ -143,7 +143,7 @@ pub struct Run {
     /// Scalar argument, config field, or extent of a dim that no input has, as `name=value`.
     #[arg(long = "set", value_parser = text_setting)]
     pub settings: Vec<(String, String)>,
-    /// Where to run: cpu or interp.
+    /// Where to run: cpu, interp, sim, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Print JSON instead of text.

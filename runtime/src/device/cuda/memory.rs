@@ -25,6 +25,26 @@ pub(super) fn keep_freed(context: &CudaContext) -> Result<(), DriverError> {
     }
 }
 
+/// Bytes that could still be handed out: what the device has left, and what the driver keeps of freed memory.
+fn free_bytes(context: &CudaContext) -> Result<usize, DriverError> {
+    let (free, _) = context.mem_get_info()?;
+    if !context.has_async_alloc() {
+        return Ok(free);
+    }
+    let attribute = |which| {
+        let mut bytes = 0u64;
+        // SAFETY: the device of a live context; the attributes asked for are 64-bit numbers.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            result::mem_pool::get_attribute(pool, which, (&raw mut bytes).cast::<c_void>())?;
+        }
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+    };
+    let reserved = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let used = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    Ok(free + reserved.saturating_sub(used))
+}
+
 /// A tensor's bytes on the device, and where they came from.
 pub(super) struct Resident {
     buffer: CudaSlice<u8>,
@@ -52,7 +72,7 @@ impl Resident {
         let whole = n.next_multiple_of(UNIT).max(UNIT);
         let mut buffer = allocate(shared, whole).map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, _) = shared.context.mem_get_info().unwrap_or_default();
+                let free = free_bytes(&shared.context).unwrap_or_default();
                 let (device, arg) = (shared.name.clone(), name.to_owned());
                 LaunchError::OutOfMemory { kernel, device, arg, asked: whole, free }
             }
