@@ -346,6 +346,21 @@ fn inference_gives_the_bits_of_training_for_any_batch() -> Result<(), Any> {
 }
 
 #[test]
+fn a_hyper_connection_of_no_tokens_has_a_gradient_of_zero() -> Result<(), Any> {
+    let step = Step::new(0, 4, 8)?;
+    for device in devices() {
+        let stream = device.stream();
+        let (y, saved) = step.layer.forward(&stream, &step.x, tanh)?;
+        let gradients = step.layer.backward::<Any>(&stream, &saved, &step.dy, |df| Ok(df.clone()))?;
+        assert_eq!((y.shape(), gradients.x.shape()), ([0, 4, 8], [0, 4, 8]));
+        for parameter in [f32s(&gradients.phi)?, f32s(&gradients.scale)?, f32s(&gradients.base)?] {
+            assert!(parameter.iter().all(|&v| v == 0.0), "{parameter:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_hyper_connection_that_does_not_fit_together_says_what_is_wrong() -> Result<(), Any> {
     let new = |phi: [usize; 2], base: usize, config: MhcConfig| -> Result<String, Any> {
         let layer =

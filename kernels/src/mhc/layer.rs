@@ -1,6 +1,26 @@
 //! A whole hyper-connection step in one call: forward around a sub-layer, its gradient, and the fused form for
 //! inference.
 //!
+//! ```
+//! use zellige::prelude::*;
+//! use zellige_kernels::mhc::layer::{MhcConfig, MhcError, MhcLayer};
+//!
+//! # fn main() -> Result<(), MhcError> {
+//! let (tokens, n, d) = (3, 4, 64);
+//! let phi = DeviceTensor::zeros([n * (2 + n), n * d])?;
+//! let (scale, base) = (DeviceTensor::zeros([3])?, DeviceTensor::zeros([n * (2 + n)])?);
+//! let layer = MhcLayer::new(MhcConfig::default(), phi, scale, base)?;
+//! let stream = Device::cpu().stream();
+//! let x = DeviceTensor::full([tokens, n, d], bf16::from_f32(1.0))?;
+//! // A sub-layer that returns its input, 4 * 0.5; the streams are averaged and it is added.
+//! let (y, saved) = layer.forward::<MhcError>(&stream, &x, |u| Ok(u.clone()))?;
+//! assert!(y.to_vec()?.iter().all(|y| y.to_f32() == 3.0));
+//! let gradients = layer.backward::<MhcError>(&stream, &saved, &x, |df| Ok(df.clone()))?;
+//! assert_eq!(gradients.x.shape(), x.shape());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Depends on the kernels of this folder and on [`column_sum`](crate::norm::column_sum::column_sum); computes nothing itself.
 
 use super::apply::{MhcApply, RowsConfig};

@@ -1,6 +1,33 @@
 //! A whole mixture-of-experts layer in one call: router, choice of experts, the experts' products on quantised activations
 //! in expert order, shared expert, and the sum back to tokens.
 //!
+//! ```
+//! use zellige::prelude::*;
+//! use zellige_kernels::moe::layer::{Experts, LayerError, MoeConfig, MoeLayer, Router};
+//!
+//! # fn main() -> Result<(), LayerError> {
+//! let (experts, hidden, inner) = (8, 64, 128);
+//! let one = e8m0::from_f32(1.0);
+//! // MXFP4: a scale factor per 32 columns.
+//! let weights = Experts::<f4e2m1, e8m0> {
+//!     gate_up: DeviceTensor::zeros([experts, 2 * inner, hidden])?,
+//!     gate_up_sf: DeviceTensor::full([experts, 2 * inner, hidden / 32], one)?,
+//!     down: DeviceTensor::zeros([experts, hidden, inner])?,
+//!     down_sf: DeviceTensor::full([experts, hidden, inner / 32], one)?,
+//! };
+//! let router = Router::Biased { bias: DeviceTensor::zeros([experts])? };
+//! let gate = DeviceTensor::zeros([experts, hidden])?;
+//! let layer = MoeLayer::new(MoeConfig { top_k: 2, ..MoeConfig::default() }, gate, router, weights, None)?;
+//! let x = DeviceTensor::full([5, hidden], bf16::from_f32(1.0))?;
+//! let out = layer.forward(&Device::cpu().stream(), &x, None)?;
+//! assert_eq!(out.y.shape(), [5, hidden]);
+//! // Equal scores: the first experts, with equal weights that sum to the routing factor.
+//! assert_eq!(out.ids.to_vec()?[..2], [0, 1]);
+//! assert_eq!(out.weights.to_vec()?[..2], [0.75, 0.75]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Depends on the kernels of this folder, of [`crate::gemm`] and of [`crate::quant`]; computes nothing itself.
 
 use super::expand::{ExpandConfig, ExpandToFusedWithSf};
