@@ -2,44 +2,45 @@
 //!
 //! Activations are quantised as soon as they are computed, and whoever compares codes exactly must know the activation to the
 //! bit. The f32 exponential of the language is good to an ulp, which now and then puts a value on the other side of a
-//! rounding boundary; this one is evaluated in f64 and rounded once.
+//! rounding boundary; in this one the terms that matter are summed in f64, which is rounded once.
 
 use zellige::prelude::*;
 
-/// ln 2 in two parts: the nearest f64, and what is missing.
-const LN2: [f64; 2] = [std::f64::consts::LN_2, 2.319_046_813_846_3e-17];
+/// ln 2 in f32: a part of which small multiples are exact, and the rest.
+const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
 
-/// Terms of the Taylor series of e^r, |r| <= ln 2 / 2: what is left out is below 2^-52.
-const TERMS: u64 = 12;
+/// Terms of the Taylor series of e^r, |r| <= ln 2 / 2, whose sum is formed in f64: r^0 to r^6.
+const WIDE: i32 = 6;
+
+/// The last term, in f32 as those between: what is left out, and the error of the terms in f32, are below 2^-44.
+const LAST: i32 = 11;
+
+/// 1 / k!.
+fn coefficient(k: i32) -> f64 {
+    (1..=k).map(|i| 1.0 / f64::from(i)).product()
+}
 
 #[track_caller]
 fn constant(v: f64) -> Expr<f64> {
     lit::<u64>(v.to_bits()).bitcast()
 }
 
-/// `1 + e^-g` in f32 as if both steps were done exactly and rounded to nearest even, up to results within 2^-46 of the
+/// `1 + e^-g` in f32 as if both steps were done exactly and rounded to nearest even, up to exponentials within 2^-44 of the
 /// middle between two numbers. Infinite where e^-g overflows.
 #[track_caller]
 pub(super) fn one_plus_exp_minus(g: Expr<f32>) -> Expr<f32> {
     // Below -80 the sum is 1, above 89 infinite.
-    let x = (-g).clamp(-80.0, 89.0).cast::<f64>();
-    let n = (x * constant(std::f64::consts::LOG2_E)).round();
-    let r = (-n).mul_add(constant(LN2[0]), x);
-    let r = (-n).mul_add(constant(LN2[1]), r);
-    let mut inverse_factorial = 1.0;
-    let coefficients: Vec<f64> = (1..=TERMS)
-        .map(|k| {
-            inverse_factorial /= k as f64;
-            inverse_factorial
-        })
-        .collect();
-    let (last, rest) = coefficients.split_last().expect("there are terms");
-    let sum = rest.iter().rev().fold(constant(*last), |sum, c| sum.mul_add(r, constant(*c)));
-    let p = sum.mul_add(r, 1.0);
+    let x = (-g).clamp(-80.0, 89.0);
+    let n = (x * std::f32::consts::LOG2_E).round();
+    let r = (-n).mul_add(LN2[1], (-n).mul_add(LN2[0], x));
+    let tail = (WIDE + 1..LAST)
+        .rev()
+        .fold(lit::<f32>(coefficient(LAST) as f32), |sum, k| sum.mul_add(r, coefficient(k) as f32));
+    let r = (-n.cast::<f64>()).mul_add(constant(std::f64::consts::LN_2), x.cast::<f64>());
+    let p = (0..=WIDE).rev().fold(tail.cast::<f64>(), |sum, k| sum.mul_add(r, constant(coefficient(k))));
     // 2^(n - 1) is a number for n = 128 too.
-    let half_scale = ((n.cast::<i32>() + 126) << 23).bitcast::<f32>().cast::<f64>();
-    let e = (p * half_scale * constant(2.0)).cast::<f32>();
-    lit::<f32>(1.0) + e
+    let half_scale = ((n.cast::<i32>() + 126) << 23).bitcast::<f32>();
+    lit::<f32>(1.0) + p.cast::<f32>() * half_scale * 2.0
 }
 
 #[cfg(test)]
