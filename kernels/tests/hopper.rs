@@ -66,11 +66,17 @@ fn tiles_and_warpgroups() {
 
 #[test]
 fn clusters_share_tiles() {
-    let kernel = ptx(&problem(WIDE, &[]), Arch::Sm90a);
-    assert_eq!(kernel.cluster, 2, "{:?}", kernel.explain);
-    assert!(kernel.ptx.contains(".multicast::cluster"));
-    // Three tiles along the first axis do not pair up.
-    assert_eq!(ptx(&problem(WIDE, &[("bn", int(128))]), Arch::Sm90a).cluster, 1);
+    let along = |settings: &[(&str, TuneValue)], axis: &str| {
+        let kernel = ptx(&problem(WIDE, settings), Arch::Sm90a);
+        assert_eq!(kernel.cluster, 2);
+        assert!(kernel.ptx.contains(".multicast::cluster"));
+        let said = kernel.explain.iter().any(|e| e.contains("clusters of 2") && e.contains(axis));
+        assert!(said, "{settings:?}: {:?}", kernel.explain);
+    };
+    // The larger tile is shared; three tiles along the first axis do not pair up.
+    along(&[], "along axis 1");
+    along(&[("bn", int(128))], "along axis 1");
+    along(&[("bm", int(256)), ("bn", int(136))], "along axis 0");
 }
 
 #[test]

@@ -14,6 +14,10 @@ impl Emitter<'_> {
                 self.line(&format!("mov.b64 {raw}, {param};"));
                 self.line(&format!("cvta.param.u64 {out}, {raw};"));
             }
+            SimtOp::MapPrefetch { map } => {
+                let map = self.reg(*map);
+                self.line(&format!("prefetch.tensormap [{map}];"));
+            }
             SimtOp::MbarInit { addr, count } => {
                 let addr = self.addr(addr);
                 self.line(&format!("mbarrier.init.shared::cta.b64 {addr}, {count};"));
@@ -29,11 +33,13 @@ impl Emitter<'_> {
             }
             SimtOp::MbarArriveAt { addr, rank, guard } => {
                 let (base, rank, guard) = (self.reg(addr.base), self.reg(*rank), self.guard(*guard));
+                // Release within the block, by default: what is handed over was read by `wgmma`, which has been waited for. A
+                // release to the cluster would wait for all of the thread's memory accesses.
                 let there = Names::register(Ty::B32, self.names.fresh(Ty::B32));
                 self.line(&format!("mapa.shared::cluster.u32 {there}, {base}, {rank};"));
                 let offset = addr.offset;
                 self.line(&format!(
-                    "{guard}mbarrier.arrive.release.cluster.shared::cluster.b64 _, [{there}{offset:+}];"
+                    "{guard}mbarrier.arrive.shared::cluster.b64 _, [{there}{offset:+}];"
                 ));
             }
             SimtOp::ClusterSync {} => {

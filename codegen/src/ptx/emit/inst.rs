@@ -303,6 +303,7 @@ impl Emitter<'_> {
                 self.line(&format!("bar.sync {id}, {threads};"));
             }
             SimtOp::ParamAddr { .. }
+            | SimtOp::MapPrefetch { .. }
             | SimtOp::MbarInit { .. }
             | SimtOp::MbarFence {}
             | SimtOp::MbarExpect { .. }

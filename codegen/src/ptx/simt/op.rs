@@ -520,6 +520,8 @@ simt_ops! {
 
     /// Generic address of a tensor map among the parameters.
     "param_addr" Pure ParamAddr { out: Def, slot: u32 }
+    /// Fetches a tensor map that copies will need soon.
+    "map_prefetch" Write MapPrefetch { map: Val }
     /// Makes 8 bytes of shared memory an mbarrier whose phases end after `count` arrivals.
     "mbar_init" Write MbarInit { addr: Addr, count: u32 }
     /// Makes initialised mbarriers visible to asynchronous copies.

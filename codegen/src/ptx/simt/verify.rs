@@ -262,6 +262,7 @@ impl Verifier<'_> {
                 ty => Err(format!("a {ty} cannot be printed")),
             }),
             SimtOp::BarPart { id, .. } => self.want(*id, Ty::B32),
+            SimtOp::MapPrefetch { map } => self.want(*map, Ty::B64),
             SimtOp::ParamAddr { out, .. } => self.want(out.0, Ty::B64),
             SimtOp::MbarInit { addr, .. } | SimtOp::MbarExpect { addr, .. } => self.addr(addr, Space::Shared),
             SimtOp::MbarArrive { addr, guard } => {

@@ -146,8 +146,8 @@ impl Lowerer<'_> {
             let shared =
                 plan.loads.iter().filter(|l| l.shared).map(|l| self.name(l.buffer)).collect::<Vec<_>>().join(", ");
             self.explain.push(format!(
-                "hopper: clusters of {} blocks along the grid's first axis, each fetches its part of {shared} for all",
-                plan.cluster
+                "hopper: clusters of {} blocks along axis {} of the grid, each fetches its part of {shared} for all",
+                plan.cluster, plan.cluster_axis
             ));
         }
         self.explain.push("hopper: persistent: a block takes blocks of the grid in turn".into());
@@ -231,32 +231,36 @@ impl Lowerer<'_> {
         }
         // The launcher sees to it that blocks are counted in 31 bits.
         let extents: Vec<Idx> = extents.into_iter().map(|e| self.narrow(e)).collect();
+        // Blocks of a cluster take neighbours. The last may find itself outside of the grid: the plan has seen that nothing
+        // comes of it.
+        let (cluster, axis) = (plan.cluster as i64, plan.cluster_axis);
+        let mut extents = extents;
+        if cluster > 1 {
+            let pairs = index::ceil_div(&mut self.b, extents[axis], Idx::constant(cluster));
+            extents[axis] = self.narrow(pairs);
+        }
         let mut total = self.b.c32(1);
         for &e in &extents {
             let e = index::to_val(&mut self.b, e, Ty::B32);
             total = self.b.mul(Num::S32, total, e);
         }
         let (mut first, mut step) = (self.b.special(Special::CtaX), self.b.special(Special::GridX));
-        // Blocks of a cluster take neighbours along the first axis, whose extent their number divides.
-        let cluster = plan.cluster as i64;
-        let mut extents = extents;
         if cluster > 1 {
             let by = self.b.c32(cluster.trailing_zeros().into());
-            [first, step, total] = [first, step, total].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
-            extents[0] = index::div(&mut self.b, extents[0], Idx::constant(cluster));
+            [first, step] = [first, step].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
         }
         let v = self.b.begin_for(Ty::B32);
         let linear = Idx::new(v, 0, i64::from(i32::MAX), 1);
         let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
         let height = match func.block_order {
             BlockOrder::Panel(h) => i64::from(h),
-            BlockOrder::RowMajor => (PANEL_ROWS / rows) as i64,
+            BlockOrder::RowMajor => (PANEL_ROWS / (rows * if axis == 1 { plan.cluster } else { 1 })) as i64,
         };
         let mut ids = self.block_of(linear, &extents, height.max(1));
         if cluster > 1 {
             let rank = self.b.special(Special::ClusterRank);
-            let x = index::mul(&mut self.b, ids[0], Idx::constant(cluster));
-            ids[0] = index::add(&mut self.b, x, Idx::new(rank, 0, cluster - 1, 1));
+            let x = index::mul(&mut self.b, ids[axis], Idx::constant(cluster));
+            ids[axis] = index::add(&mut self.b, x, Idx::new(rank, 0, cluster - 1, 1));
         }
         for (&id, at) in func.block_ids.iter().zip(ids) {
             self.env[id.index()] = Some(Scalar::Idx(at));

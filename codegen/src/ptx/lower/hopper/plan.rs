@@ -36,8 +36,10 @@ pub struct HopperPlan {
     pub stages: usize,
     /// Warpgroups that multiply; one more feeds them.
     pub consumers: usize,
-    /// Blocks of a cluster, neighbours along the grid's first axis; 1 for none.
+    /// Blocks of a cluster; 1 for none.
     pub cluster: usize,
+    /// The axis of the grid along which they are neighbours.
+    pub cluster_axis: usize,
     pub loads: Vec<Load>,
     pub products: Vec<Product>,
     pub stores: Vec<Store>,
@@ -185,14 +187,17 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if need > have {
         return refuse(format!("its {stages} stages need {need} bytes of shared memory, there are {have}"));
     }
-    let cluster = finder.share(&mut loads);
     let mut stores = finder.stores(&products);
-    let barriers = 1024;
-    let plan = |stores| HopperPlan { loop_op, stages: stages as usize, consumers, cluster, loads, products, stores };
-    if need + consumers * BOXES * wgmma::M * 128 + barriers > have + 1024 {
+    if need + staging_limit(consumers) > have {
         stores.clear();
     }
-    Ok(plan(stores))
+    let (cluster, cluster_axis) = finder.share(&mut loads, &stores);
+    Ok(HopperPlan { loop_op, stages: stages as usize, consumers, cluster, cluster_axis, loads, products, stores })
+}
+
+/// Most bytes that boxes of accumulators take.
+fn staging_limit(consumers: usize) -> usize {
+    consumers * BOXES * wgmma::M * 128
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
@@ -303,26 +308,61 @@ impl Finder<'_> {
         ahead
     }
 
-    /// Marks the loads that neighbours along the grid's first axis have in common and returns how many blocks share them.
-    fn share(&self, loads: &mut [Load]) -> usize {
+    /// Finds the axis of the grid along which neighbours have most bytes of the loads in common, marks those loads and
+    /// returns how many blocks share them along which axis.
+    fn share(&self, loads: &mut [Load], stores: &[Store]) -> (usize, usize) {
         let func = self.func;
-        let (Some(&x), Some(&extent)) = (func.block_ids.first(), func.grid.first()) else { return 1 };
-        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return 1 };
-        let even = Facts::of(func).known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
-        if !even || extents.iter().any(|&e| self.depends(e, x)) {
-            return 1;
-        }
-        for l in loads.iter_mut() {
-            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
-            let by_boxes = l.boxes().is_multiple_of(CLUSTER);
-            let by_rows = (l.rows / CLUSTER).is_multiple_of(8);
-            l.shared = (by_boxes || by_rows) && !src.offsets.iter().any(|&v| self.depends(v, x));
-            if l.shared && !by_boxes {
-                let axis = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
-                l.tile[axis] /= CLUSTER as u32;
+        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
+        let facts = Facts::of(func);
+        let mut best = (0, 0);
+        for (axis, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
+            let even = facts.known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
+            // With an odd extent, the last block lies outside of the grid.
+            let harmless = even || (axis == 1 && self.touches_only(stores));
+            if harmless && !extents.iter().any(|&e| self.depends(e, id)) {
+                let bytes = loads.iter().filter(|l| self.is_common(l, id)).map(Load::bytes).sum();
+                best = best.max((bytes, CLUSTER - axis));
             }
         }
-        if loads.iter().any(|l| l.shared) { CLUSTER } else { 1 }
+        let (bytes, order) = best;
+        if bytes == 0 {
+            return (1, 0);
+        }
+        let axis = CLUSTER - order;
+        for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis])) {
+            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
+            l.shared = true;
+            if !l.boxes().is_multiple_of(CLUSTER) {
+                let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
+                l.tile[rows] /= CLUSTER as u32;
+            }
+        }
+        (CLUSTER, axis)
+    }
+
+    /// True if blocks that differ in `id` alone load the same tile, and it can be divided among them.
+    fn is_common(&self, l: &Load, id: Value) -> bool {
+        let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
+        let divides = l.boxes().is_multiple_of(CLUSTER) || l.rows.is_multiple_of(8 * CLUSTER);
+        divides && !src.offsets.iter().any(|&v| self.depends(v, id))
+    }
+
+    /// True if outside of the loop the kernel touches tensors in nothing but these stores, which leave out what lies outside.
+    fn touches_only(&self, stores: &[Store]) -> bool {
+        let func = self.func;
+        let mut only = true;
+        for &op in &func.regions[func.body].ops {
+            if op == self.loop_op || stores.iter().any(|s| s.op == op) {
+                continue;
+            }
+            let mut see = |kind: &OpKind| {
+                only &= !matches!(kind, OpKind::Assert { .. } | OpKind::Print { .. });
+                kind.for_each_buffer(&mut |b| only &= func.buffers[b].scope != Scope::Global);
+            };
+            see(&func.ops[op].kind);
+            func.ops[op].kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| see(&d.kind)));
+        }
+        only
     }
 
     fn depends(&self, v: Value, on: Value) -> bool {

@@ -16,6 +16,10 @@ impl Lowerer<'_> {
         let zero = self.b.c32(0);
         let one_thread = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
         let then_body = self.b.open(false);
+        for l in &rings.plan.loads {
+            let map = self.map_address(l.param, &l.tile);
+            self.b.push(SimtOp::MapPrefetch { map });
+        }
         // The phase before the first one counts as ended: all slots are free.
         self.start_ring(rings, 1);
         let func = self.func;
