@@ -66,17 +66,23 @@ fn tiles_and_warpgroups() {
 
 #[test]
 fn clusters_share_tiles() {
-    let along = |settings: &[(&str, TuneValue)], axis: &str| {
-        let kernel = ptx(&problem(WIDE, settings), Arch::Sm90a);
-        assert_eq!(kernel.cluster, 2);
+    let tile = |bm, bn, threads| [("bm", int(bm)), ("bn", int(bn)), ("threads", int(threads))];
+    let cases = [
+        // The larger tile is shared.
+        (tile(128, 256, 256), "of 2 blocks along axis 1"),
+        // Three tiles along the first axis do not pair up.
+        (tile(128, 128, 256), "of 2 blocks along axis 1"),
+        // A low tile is not worth a block without work.
+        (tile(64, 256, 256), "of 2 blocks along axis 0"),
+        // A small one is shared by more.
+        (tile(64, 80, 128), "of 4 blocks along axis 0"),
+    ];
+    for (settings, how) in cases {
+        let kernel = ptx(&problem(WIDE, &settings), Arch::Sm90a);
         assert!(kernel.ptx.contains(".multicast::cluster"));
-        let said = kernel.explain.iter().any(|e| e.contains("clusters of 2") && e.contains(axis));
-        assert!(said, "{settings:?}: {:?}", kernel.explain);
-    };
-    // The larger tile is shared; three tiles along the first axis do not pair up.
-    along(&[], "along axis 1");
-    along(&[("bn", int(128))], "along axis 1");
-    along(&[("bm", int(256)), ("bn", int(136))], "along axis 0");
+        assert!(kernel.explain.iter().any(|e| e.contains(how)), "{settings:?}: {:?}", kernel.explain);
+        check(WIDE, &settings);
+    }
 }
 
 #[test]

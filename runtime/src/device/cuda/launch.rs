@@ -32,8 +32,7 @@ impl Call {
         let shared = &executable.shared;
         let function = executable.pick(launch)?;
         let params = ptx_args::values(&function.kernel, launch, &shared.name, base, tensor_map::encode)?;
-        let resident = shared.multiprocessors * function.resources.blocks_per_sm.max(1) as usize;
-        let grid = ptx_args::grid(&function.kernel, launch, &shared.name, resident)?;
+        let grid = ptx_args::grid(&function.kernel, launch, &shared.name, function.resident)?;
         Ok(Call { shared: Arc::clone(shared), function, params, grid })
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Function {
     pub(super) kernel: PtxKernel,
     pub(super) handle: sys::CUfunction,
     pub(super) resources: Resources,
+    /// Blocks that the device runs at a time.
+    pub(super) resident: usize,
 }
 
 // SAFETY: a function handle may be used from any thread that has its context current.
@@ -47,7 +49,8 @@ impl Function {
         shared.context.bind_to_thread().map_err(describe)?;
         let handle = load_function(&kernel)?;
         let resources = resources(shared, &kernel, handle).map_err(describe)?;
-        Ok(Arc::new(Function { kernel, handle, resources }))
+        let resident = resident(shared, &kernel, handle, &resources).map_err(describe)?;
+        Ok(Arc::new(Function { kernel, handle, resources, resident }))
     }
 }
 
@@ -102,6 +105,34 @@ fn load_function(kernel: &PtxKernel) -> Result<sys::CUfunction, String> {
             .map_err(|e| format!("{} bytes of shared memory: {}", kernel.shared_bytes, describe(e)))?;
     }
     Ok(function)
+}
+
+/// Asks the driver how many blocks it runs at a time: blocks of a cluster share a part of the device.
+fn resident(
+    shared: &Shared,
+    kernel: &PtxKernel,
+    function: sys::CUfunction,
+    resources: &Resources,
+) -> Result<usize, DriverError> {
+    if kernel.cluster == 1 {
+        return Ok(shared.multiprocessors * resources.blocks_per_sm.max(1) as usize);
+    }
+    let config = sys::CUlaunchConfig {
+        gridDimX: kernel.cluster,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: kernel.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: kernel.shared_bytes,
+        hStream: shared.stream.cu_stream(),
+        attrs: ptr::null_mut(),
+        numAttrs: 0,
+    };
+    let mut clusters = 0;
+    // SAFETY: the function is valid, and the configuration outlives the call; the size of a cluster is the kernel's own.
+    unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function, &config) }.result()?;
+    Ok(usize::try_from(clusters).unwrap_or(0).max(1) * kernel.cluster as usize)
 }
 
 /// Asks the driver what the kernel takes.

@@ -22,8 +22,15 @@ pub const WARPGROUP: usize = 128;
 /// Accumulator registers that leave a thread room for everything else.
 const MAX_ACCUMULATORS: usize = 208;
 
-/// Blocks of a cluster.
-const CLUSTER: usize = 2;
+/// Most blocks of a cluster.
+const MAX_CLUSTER: usize = 4;
+
+/// Elements of an accumulator up to which its operands' way from the L2 cache, not the product, bounds a block: then as many
+/// blocks as may share a tile. Larger tiles fill the multiprocessors, of which pairs leave none over.
+const SMALL_TILE: usize = 64 * 128;
+
+/// Rows of a tile from which on it is worth to pair blocks though one of the last pair may have nothing to do.
+const TALL_TILE: usize = 128;
 
 /// Extent limit of a box of a tensor map.
 const MAX_BOX: usize = 256;
@@ -191,7 +198,7 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if need + staging_limit(consumers) > have {
         stores.clear();
     }
-    let (cluster, cluster_axis) = finder.share(&mut loads, &stores);
+    let (cluster, cluster_axis) = finder.share(&mut loads, &products, &stores);
     Ok(HopperPlan { loop_op, stages: stages as usize, consumers, cluster, cluster_axis, loads, products, stores })
 }
 
@@ -308,42 +315,48 @@ impl Finder<'_> {
         ahead
     }
 
-    /// Finds the axis of the grid along which neighbours have most bytes of the loads in common, marks those loads and
-    /// returns how many blocks share them along which axis.
-    fn share(&self, loads: &mut [Load], stores: &[Store]) -> (usize, usize) {
+    /// Finds how many neighbours along which axis of the grid spare most bytes of the loads by sharing what they have in
+    /// common, and marks those loads.
+    fn share(&self, loads: &mut [Load], products: &[Product], stores: &[Store]) -> (usize, usize) {
         let func = self.func;
         let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
         let facts = Facts::of(func);
-        let mut best = (0, 0);
-        for (axis, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
-            let even = facts.known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
-            // With an odd extent, the last block lies outside of the grid.
-            let harmless = even || (axis == 1 && self.touches_only(stores));
-            if harmless && !extents.iter().any(|&e| self.depends(e, id)) {
-                let bytes = loads.iter().filter(|l| self.is_common(l, id)).map(Load::bytes).sum();
-                best = best.max((bytes, CLUSTER - axis));
+        let small = products.iter().all(|p| p.shape[0] * p.shape[1] <= SMALL_TILE);
+        let tall = products.iter().all(|p| p.shape[0] >= TALL_TILE);
+        let (mut cluster, mut axis, mut spared) = (1, 0, 0);
+        for (at, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
+            if extents.iter().any(|&e| self.depends(e, id)) {
+                continue;
+            }
+            let known = facts.known(func, extent);
+            for size in [2, MAX_CLUSTER] {
+                let divides = known.is_some_and(|n| n > 0 && n % size as i64 == 0);
+                // Otherwise the last block lies outside of the grid.
+                let harmless = divides || (at == 1 && size == 2 && tall && self.touches_only(stores));
+                let bytes: usize = loads.iter().filter(|l| self.is_common(l, id, size)).map(Load::bytes).sum();
+                let spares = bytes - bytes / size;
+                if harmless && (size == 2 || small) && spares > spared {
+                    (cluster, axis, spared) = (size, at, spares);
+                }
             }
         }
-        let (bytes, order) = best;
-        if bytes == 0 {
-            return (1, 0);
-        }
-        let axis = CLUSTER - order;
-        for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis])) {
-            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
-            l.shared = true;
-            if !l.boxes().is_multiple_of(CLUSTER) {
-                let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
-                l.tile[rows] /= CLUSTER as u32;
+        if cluster > 1 {
+            for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis], cluster)) {
+                let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
+                l.shared = true;
+                if !l.boxes().is_multiple_of(cluster) {
+                    let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
+                    l.tile[rows] /= cluster as u32;
+                }
             }
         }
-        (CLUSTER, axis)
+        (cluster, axis)
     }
 
     /// True if blocks that differ in `id` alone load the same tile, and it can be divided among them.
-    fn is_common(&self, l: &Load, id: Value) -> bool {
+    fn is_common(&self, l: &Load, id: Value, cluster: usize) -> bool {
         let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
-        let divides = l.boxes().is_multiple_of(CLUSTER) || l.rows.is_multiple_of(8 * CLUSTER);
+        let divides = l.boxes().is_multiple_of(cluster) || l.rows.is_multiple_of(8 * cluster);
         divides && !src.offsets.iter().any(|&v| self.depends(v, id))
     }
 
