@@ -38,9 +38,7 @@ impl Emitter<'_> {
                 let there = Names::register(Ty::B32, self.names.fresh(Ty::B32));
                 self.line(&format!("mapa.shared::cluster.u32 {there}, {base}, {rank};"));
                 let offset = addr.offset;
-                self.line(&format!(
-                    "{guard}mbarrier.arrive.shared::cluster.b64 _, [{there}{offset:+}];"
-                ));
+                self.line(&format!("{guard}mbarrier.arrive.shared::cluster.b64 _, [{there}{offset:+}];"));
             }
             SimtOp::ClusterSync {} => {
                 self.line("barrier.cluster.arrive.release;");

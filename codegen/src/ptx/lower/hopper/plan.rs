@@ -22,12 +22,8 @@ pub const WARPGROUP: usize = 128;
 /// Accumulator registers that leave a thread room for everything else.
 const MAX_ACCUMULATORS: usize = 208;
 
-/// Most blocks of a cluster.
-const MAX_CLUSTER: usize = 4;
-
-/// Elements of an accumulator up to which its operands' way from the L2 cache, not the product, bounds a block: then as many
-/// blocks as may share a tile. Larger tiles fill the multiprocessors, of which pairs leave none over.
-const SMALL_TILE: usize = 64 * 128;
+/// Blocks of a cluster. Four were slower than two on an H200 for all shapes tried, 64 x 512 x 7168 to 4096 x 4096 x 4096.
+const CLUSTER: usize = 2;
 
 /// Rows of a tile from which on it is worth to pair blocks though one of the last pair may have nothing to do.
 const TALL_TILE: usize = 128;
@@ -315,48 +311,42 @@ impl Finder<'_> {
         ahead
     }
 
-    /// Finds how many neighbours along which axis of the grid spare most bytes of the loads by sharing what they have in
-    /// common, and marks those loads.
+    /// Finds the axis of the grid along which neighbours have most bytes of the loads in common and marks those loads. Returns
+    /// the blocks of a cluster, and the axis.
     fn share(&self, loads: &mut [Load], products: &[Product], stores: &[Store]) -> (usize, usize) {
         let func = self.func;
         let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
         let facts = Facts::of(func);
-        let small = products.iter().all(|p| p.shape[0] * p.shape[1] <= SMALL_TILE);
         let tall = products.iter().all(|p| p.shape[0] >= TALL_TILE);
-        let (mut cluster, mut axis, mut spared) = (1, 0, 0);
-        for (at, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
-            if extents.iter().any(|&e| self.depends(e, id)) {
+        let mut best: Option<(usize, usize)> = None;
+        for (axis, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
+            let divides = facts.known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
+            // Otherwise the last block lies outside of the grid.
+            let harmless = divides || (axis == 1 && tall && self.touches_only(stores));
+            if !harmless || extents.iter().any(|&e| self.depends(e, id)) {
                 continue;
             }
-            let known = facts.known(func, extent);
-            for size in [2, MAX_CLUSTER] {
-                let divides = known.is_some_and(|n| n > 0 && n % size as i64 == 0);
-                // Otherwise the last block lies outside of the grid.
-                let harmless = divides || (at == 1 && size == 2 && tall && self.touches_only(stores));
-                let bytes: usize = loads.iter().filter(|l| self.is_common(l, id, size)).map(Load::bytes).sum();
-                let spares = bytes - bytes / size;
-                if harmless && (size == 2 || small) && spares > spared {
-                    (cluster, axis, spared) = (size, at, spares);
-                }
+            let bytes: usize = loads.iter().filter(|l| self.is_common(l, id)).map(Load::bytes).sum();
+            if bytes > best.map_or(0, |(most, _)| most) {
+                best = Some((bytes, axis));
             }
         }
-        if cluster > 1 {
-            for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis], cluster)) {
-                let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
-                l.shared = true;
-                if !l.boxes().is_multiple_of(cluster) {
-                    let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
-                    l.tile[rows] /= cluster as u32;
-                }
+        let Some((_, axis)) = best else { return (1, 0) };
+        for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis])) {
+            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
+            l.shared = true;
+            if !l.boxes().is_multiple_of(CLUSTER) {
+                let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
+                l.tile[rows] /= CLUSTER as u32;
             }
         }
-        (cluster, axis)
+        (CLUSTER, axis)
     }
 
     /// True if blocks that differ in `id` alone load the same tile, and it can be divided among them.
-    fn is_common(&self, l: &Load, id: Value, cluster: usize) -> bool {
+    fn is_common(&self, l: &Load, id: Value) -> bool {
         let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
-        let divides = l.boxes().is_multiple_of(cluster) || l.rows.is_multiple_of(8 * cluster);
+        let divides = l.boxes().is_multiple_of(CLUSTER) || l.rows.is_multiple_of(8 * CLUSTER);
         divides && !src.offsets.iter().any(|&v| self.depends(v, id))
     }
 
