@@ -226,6 +226,9 @@ impl<'t> Parser<'t> {
         if self.eat("consumers") {
             self.kernel.roles = Roles::Specialised { consumers: self.number()? };
         }
+        if self.eat("cluster") {
+            self.kernel.cluster = self.number()?;
+        }
         while self.eat("param") {
             self.position(self.kernel.params.len(), "parameter")?;
             self.expect(":")?;

@@ -126,6 +126,9 @@ impl fmt::Display for Kernel {
         if let Roles::Specialised { consumers } = self.roles {
             write!(f, " consumers {consumers}")?;
         }
+        if self.cluster > 1 {
+            write!(f, " cluster {}", self.cluster)?;
+        }
         writeln!(f)?;
         for (i, p) in self.params.iter().enumerate() {
             writeln!(f, "param {i}: {p}")?;
