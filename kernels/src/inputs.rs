@@ -2,12 +2,13 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use zellige::runtime::{DynTensor, TensorError};
 use zellige_ir::DType;
 
 /// Elements drawn from one generator.
-const CHUNK: usize = 1 << 14;
+const CHUNK: usize = DynTensor::CHUNK;
 
 /// Draws tensors; each draw has its own stream of numbers.
 #[derive(Debug)]
@@ -21,17 +22,43 @@ impl Inputs {
         Inputs { seed, draws: 0 }
     }
 
+    /// The generators of a new draw: one for each chunk.
+    fn generators(&mut self) -> impl Fn(usize) -> ChaCha8Rng + Sync + use<> {
+        self.draws += 1;
+        let seed = self.seed ^ self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        move |chunk| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(chunk as u64);
+            rng
+        }
+    }
+
     /// `n` numbers, each drawn by `f`.
     pub fn draw<V: Send + Clone + Default>(&mut self, n: usize, f: impl Fn(&mut ChaCha8Rng) -> V + Sync) -> Vec<V> {
-        self.draws += 1;
-        let (seed, draw) = (self.seed, self.draws);
+        let generator = self.generators();
         let mut out = vec![V::default(); n];
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed ^ draw.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            rng.set_stream(chunk as u64);
+            let mut rng = generator(chunk);
             out.iter_mut().for_each(|v| *v = f(&mut rng));
         });
         out
+    }
+
+    /// A tensor of numbers, each drawn by `f`.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn tensor(
+        &mut self,
+        dtype: DType,
+        shape: &[usize],
+        f: impl Fn(&mut ChaCha8Rng) -> f64 + Sync,
+    ) -> Result<DynTensor, TensorError> {
+        let generator = self.generators();
+        DynTensor::from_f64_chunks(dtype, shape, |first, out| {
+            let mut rng = generator(first / CHUNK);
+            out.iter_mut().for_each(|v| *v = f(&mut rng));
+        })
     }
 
     /// Numbers of mean 0 and standard deviation `scale`.
@@ -39,8 +66,7 @@ impl Inputs {
     /// # Errors
     /// If there is no memory for them.
     pub fn normal(&mut self, dtype: DType, shape: &[usize], scale: f64) -> Result<DynTensor, TensorError> {
-        let values = self.draw(shape.iter().product(), |rng| scale * normal(rng));
-        DynTensor::from_f64(dtype, shape, &values)
+        self.tensor(dtype, shape, |rng| scale * normal(rng))
     }
 
     /// Numbers spread evenly over `lo..hi`.
@@ -48,8 +74,7 @@ impl Inputs {
     /// # Errors
     /// If there is no memory for them.
     pub fn uniform(&mut self, dtype: DType, shape: &[usize], lo: f64, hi: f64) -> Result<DynTensor, TensorError> {
-        let values = self.draw(shape.iter().product(), |rng| rng.random_range(lo..hi));
-        DynTensor::from_f64(dtype, shape, &values)
+        self.tensor(dtype, shape, |rng| rng.random_range(lo..hi))
     }
 
     /// Integers spread evenly over `lo..hi`.
@@ -57,16 +82,13 @@ impl Inputs {
     /// # Errors
     /// If there is no memory for them.
     pub fn integers(&mut self, dtype: DType, shape: &[usize], lo: i64, hi: i64) -> Result<DynTensor, TensorError> {
-        let values = self.draw(shape.iter().product(), |rng| rng.random_range(lo..hi) as f64);
-        DynTensor::from_f64(dtype, shape, &values)
+        self.tensor(dtype, shape, |rng| rng.random_range(lo..hi) as f64)
     }
 }
 
-/// One number of the standard normal distribution (Box and Muller, 1958).
+/// One number of the standard normal distribution.
 pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let u: f32 = rng.random::<f32>().max(f32::MIN_POSITIVE);
-    let v: f32 = rng.random();
-    f64::from((-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos())
+    rng.sample(StandardNormal)
 }
 
 /// A tensor filled with a value that no kernel computes, to be overwritten.

@@ -119,9 +119,7 @@ impl Value {
     /// If this is a scalar, or the tensor is being written: a problem's own mistake.
     pub fn f32s(&self) -> Vec<f32> {
         match self {
-            Value::Tensor(t) => {
-                t.to_f64_vec().expect("nobody writes the tensor now").iter().map(|&v| v as f32).collect()
-            }
+            Value::Tensor(t) => t.to_f32_vec().expect("nobody writes the tensor now"),
             Value::Scalar(c) => vec![c.as_f64() as f32],
         }
     }

@@ -1,7 +1,7 @@
 //! Runs a problem on a device: builds its kernel, launches it, compares the outputs with the reference.
 
 use crate::library::{Comparison, Problem, Value, Work};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zellige::runtime::{Arg, BuildTimes, LaunchError, ParamSpec, Sizes, Stream, bind};
 use zellige_ir::Access;
 
@@ -13,6 +13,8 @@ pub struct Outcome {
     pub time: Duration,
     pub work: Work,
     pub comparisons: Vec<Comparison>,
+    /// Comparing with the reference, which is computed for it.
+    pub verify: Duration,
 }
 
 impl Outcome {
@@ -40,14 +42,16 @@ pub fn run(problem: &Problem, stream: &Stream, repeats: usize) -> Result<Outcome
     // The tensors are free again: a verification may read them.
     drop(bound);
     // Now, not after the repeats: a kernel that updates its arguments in place moves on with every launch.
+    let start = Instant::now();
     let comparisons = (problem.verify)(&problem.args);
+    let verify = start.elapsed();
     let mut times = match repeats {
         0 => first,
         _ => problem.kernel.bind_args(stream, &args)?.time(repeats)?,
     };
     times.sort_unstable();
     let time = if stream.device().is_shared() { times[0] } else { times[times.len() / 2] };
-    Ok(Outcome { build, time, work: problem.work, comparisons })
+    Ok(Outcome { build, time, work: problem.work, comparisons, verify })
 }
 
 /// Launches the problem's kernel once.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use comfy_table::{Cell, Color, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zellige::runtime::{Device, Stream};
 
 /// One problem's result, as the table and the JSON show it.
@@ -20,6 +20,10 @@ struct Row {
     compile_ms: Option<f64>,
     from_cache: bool,
     run_ms: Option<f64>,
+    /// Making the inputs.
+    inputs_ms: Option<f64>,
+    /// Computing the reference and comparing.
+    verify_ms: Option<f64>,
     gflops: Option<f64>,
     gb_per_s: Option<f64>,
     /// Output that used up most of its tolerance, its error and the tolerance.
@@ -67,7 +71,10 @@ fn style() -> ProgressStyle {
 }
 
 fn check(kernel: &'static str, case: &Case, args: &args::Check, stream: &Stream) -> Row {
-    let outcome = (case.build)(&args.settings)
+    let start = Instant::now();
+    let problem = (case.build)(&args.settings);
+    let inputs = start.elapsed();
+    let outcome = problem
         .map_err(|e| e.to_string())
         .and_then(|p| run_problem(&p, stream, args.repeats).map_err(|e| e.to_string()));
     let row = Row {
@@ -77,6 +84,8 @@ fn check(kernel: &'static str, case: &Case, args: &args::Check, stream: &Stream)
         compile_ms: None,
         from_cache: false,
         run_ms: None,
+        inputs_ms: Some(ms(inputs)),
+        verify_ms: None,
         gflops: None,
         gb_per_s: None,
         output: None,
@@ -101,6 +110,7 @@ fn measured(row: Row, o: &Outcome) -> Row {
         compile_ms: Some(ms(o.build.record + o.build.compile)),
         from_cache: o.build.from_cache,
         run_ms: Some(ms(o.time)),
+        verify_ms: Some(ms(o.verify)),
         gflops: per_second(o.work.flops),
         gb_per_s: per_second(o.work.bytes),
         output: worst.map(|c| c.output),

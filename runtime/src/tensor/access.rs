@@ -1,5 +1,6 @@
 //! Reading and writing the elements.
 
+use super::bulk;
 use super::create::Encoder;
 use super::storage::{Hold, Mode};
 use super::{DynTensor, TensorError};
@@ -139,9 +140,20 @@ impl DynTensor {
 
     /// The elements in row-major order, as `f64` (64-bit integers beyond 2^53 round).
     pub fn to_f64_vec(&self) -> Result<Vec<f64>, TensorError> {
-        let mut out = Vec::with_capacity(self.len());
-        self.for_each_code(|bits| out.push(Const::from_bits(self.dtype, bits).as_f64()))?;
-        Ok(out)
+        self.to_numbers()
+    }
+
+    /// The elements in row-major order, as `f32`: exact for floats of up to 32 bits, rounded else.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>, TensorError> {
+        self.to_numbers()
+    }
+
+    fn to_numbers<N: bulk::Number>(&self) -> Result<Vec<N>, TensorError> {
+        if self.is_contiguous() {
+            Ok(bulk::decode(self.dtype, &self.read()?))
+        } else {
+            Ok(bulk::decode(self.dtype, &self.to_bytes()?))
+        }
     }
 
     /// The elements' bytes in row-major order, without gaps.

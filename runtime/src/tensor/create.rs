@@ -1,8 +1,10 @@
 //! New tensors. All are row-major, contiguous, and own fresh storage.
 
+use super::bulk;
 use super::layout::{row_major, size};
 use super::storage::{Mode, Storage};
 use super::{DynTensor, Hold, TensorError};
+use rayon::prelude::*;
 use std::sync::Arc;
 use zellige_ir::numerics::Const;
 use zellige_ir::{DType, Element};
@@ -33,6 +35,9 @@ impl<'a> Encoder<'a> {
 }
 
 impl DynTensor {
+    /// Elements that [`DynTensor::from_f64_chunks`] asks for at a time.
+    pub const CHUNK: usize = bulk::CHUNK;
+
     /// All bits zero: 0, `false`, or 2^-127 for `e8m0`.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<DynTensor, TensorError> {
         let (_, bytes) = size(dtype, shape)?;
@@ -64,8 +69,10 @@ impl DynTensor {
 
     /// Every element equal to `value`.
     pub fn full(shape: &[usize], value: Const) -> Result<DynTensor, TensorError> {
-        let (count, _) = size(value.dtype(), shape)?;
-        DynTensor::from_codes(value.dtype(), shape, std::iter::repeat_n(value.bits(), count))
+        DynTensor::filled(value.dtype(), shape, |bytes| {
+            bulk::fill(value.dtype(), value.bits(), bytes);
+            Ok(())
+        })
     }
 
     /// The elements of `values` in row-major order.
@@ -77,7 +84,28 @@ impl DynTensor {
     /// The elements of `values` in row-major order, converted to `dtype` as [`zellige_ir::numerics::cast`] does.
     pub fn from_f64(dtype: DType, shape: &[usize], values: &[f64]) -> Result<DynTensor, TensorError> {
         expect_count(dtype, shape, values.len())?;
-        DynTensor::from_codes(dtype, shape, values.iter().map(|&v| Const::from_f64(dtype, v).bits()))
+        DynTensor::from_f64_chunks(dtype, shape, |first, out| out.copy_from_slice(&values[first..first + out.len()]))
+    }
+
+    /// A tensor whose elements `fill` writes, converted as [`DynTensor::from_f64`] does: `fill(first, values)` is
+    /// called with runs of elements in row-major order that start at multiples of [`DynTensor::CHUNK`], in any order
+    /// and on several threads.
+    pub fn from_f64_chunks(
+        dtype: DType,
+        shape: &[usize],
+        fill: impl Fn(usize, &mut [f64]) + Sync,
+    ) -> Result<DynTensor, TensorError> {
+        let (count, _) = size(dtype, shape)?;
+        DynTensor::filled(dtype, shape, |bytes| {
+            let chunk = |(i, bytes): (usize, &mut [u8])| {
+                let first = i * bulk::CHUNK;
+                let mut values = vec![0.0; bulk::CHUNK.min(count - first)];
+                fill(first, &mut values);
+                bulk::encode(dtype, &values, bytes);
+            };
+            bytes.par_chunks_mut(bulk::CHUNK * dtype.bits() / 8).enumerate().for_each(chunk);
+            Ok(())
+        })
     }
 
     /// A copy of `bytes`, the elements in row-major order as they lie in memory (little-endian hosts: as in files).

@@ -16,6 +16,7 @@
 //! Depends on `zellige-ir` for element types and constants.
 
 mod access;
+mod bulk;
 mod create;
 mod dyn_tensor;
 mod error;
