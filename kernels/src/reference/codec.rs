@@ -1,9 +1,10 @@
 //! Narrow floating-point formats: bf16, tf32, e4m3, e2m1 and e8m0.
 //!
 //! Encoders search the table of all representable magnitudes and pick the nearest, ties to the
-//! even code. That is slow and cannot be wrong in the way bit tricks can. May depend on `half`
+//! even code. That is slow and cannot be wrong in the way bit tricks can. May depend on `rayon` and on `half`
 //! for bf16 only.
 
+use rayon::prelude::*;
 use std::sync::LazyLock;
 
 /// Largest finite e4m3 value.
@@ -23,12 +24,12 @@ pub fn bf16_round(x: f32) -> f32 {
 
 /// [`bf16_round`] of every element.
 pub fn bf16_round_all(x: &[f32]) -> Vec<f32> {
-    x.iter().map(|&x| bf16_round(x)).collect()
+    x.par_iter().map(|&x| bf16_round(x)).collect()
 }
 
 /// Widens bf16 values.
 pub fn bf16_decode_all(x: &[half::bf16]) -> Vec<f32> {
-    x.iter().map(|x| x.to_f32()).collect()
+    x.par_iter().map(|x| x.to_f32()).collect()
 }
 
 /// Rounds to 10 explicit mantissa bits, half away from zero, as the mHC projection rounds its

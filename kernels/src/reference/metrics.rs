@@ -1,9 +1,13 @@
 //! Comparison of a kernel's output with its reference: error measures, tolerances, verdicts.
 //!
 //! Non-finite values never hide an error: NaN matches only NaN, an infinity only the same
-//! infinity, and both are settled before any sum is taken. Depends on nothing.
+//! infinity, and both are settled before any sum is taken. May depend on `rayon`.
 
+use rayon::prelude::*;
 use std::fmt;
+
+/// Elements compared by one task.
+const CHUNK: usize = 1 << 16;
 
 /// How close is close enough. The measures are defined by the functions of this module.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,6 +108,24 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// The worst element of a part of an output.
+#[derive(Clone, Copy, Default)]
+struct Difference {
+    used: f64,
+    error: f64,
+    /// Does a NaN or an infinity stand against something else, anywhere?
+    mismatched_kind: bool,
+    worst: Option<Worst>,
+}
+
+impl Difference {
+    /// The worse of the two; the first if they are alike.
+    fn or(self, other: Difference) -> Difference {
+        let worse = if self.worst.is_none() || other.used > self.used { other } else { self };
+        Difference { mismatched_kind: self.mismatched_kind || other.mismatched_kind, ..worse }
+    }
+}
+
 /// Compares an output with its reference.
 ///
 /// # Panics
@@ -117,29 +139,36 @@ pub fn compare(got: &[f32], want: &[f32], tolerance: Tolerance) -> Verdict {
         Tolerance::AbsRel { abs, rel } | Tolerance::AbsRelCos { abs, rel, .. } => abs.max(rel * want.abs()),
         Tolerance::AbsPlusRel { abs, rel } => abs + rel * want.abs(),
     };
-    let mut worst = None;
-    let (mut worst_used, mut worst_error, mut mismatched_kind) = (0.0, 0.0, false);
-    for (index, (&g, &w)) in got.iter().zip(want).enumerate() {
-        if g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan()) {
-            continue;
+    let rank = |error: f64, want: f64| match tolerance {
+        // Ranked by absolute error; the measure itself is taken over the whole output.
+        Tolerance::CalcDiff(_) | Tolerance::Cosine(_) => error,
+        Tolerance::Exact | Tolerance::Rounding(_) => f64::INFINITY,
+        Tolerance::Abs(_) | Tolerance::AbsRel { .. } | Tolerance::AbsPlusRel { .. } | Tolerance::AbsRelCos { .. } => {
+            ratio(error, allowance(want))
         }
-        let finite = g.is_finite() && w.is_finite();
-        mismatched_kind |= !finite;
-        let error = if finite { (f64::from(g) - f64::from(w)).abs() } else { f64::INFINITY };
-        let used = match tolerance {
-            // Ranked by absolute error; the measure itself is taken over the whole output.
-            Tolerance::CalcDiff(_) | Tolerance::Cosine(_) => error,
-            Tolerance::Exact | Tolerance::Rounding(_) => f64::INFINITY,
-            Tolerance::Abs(_)
-            | Tolerance::AbsRel { .. }
-            | Tolerance::AbsPlusRel { .. }
-            | Tolerance::AbsRelCos { .. } => ratio(error, allowance(f64::from(w))),
-        };
-        if worst.is_none() || used > worst_used {
-            (worst_used, worst_error) = (used, error);
-            worst = Some(Worst { index, got: g, want: w });
+    };
+    let of_chunk = |(chunk, (got, want)): (usize, (&[f32], &[f32]))| {
+        let mut found = Difference::default();
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            if g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan()) {
+                continue;
+            }
+            let finite = g.is_finite() && w.is_finite();
+            let error = if finite { (f64::from(g) - f64::from(w)).abs() } else { f64::INFINITY };
+            let worst = Worst { index: chunk * CHUNK + i, got: g, want: w };
+            found = found.or(Difference {
+                used: rank(error, w.into()),
+                error,
+                mismatched_kind: !finite,
+                worst: Some(worst),
+            });
         }
-    }
+        found
+    };
+    let differences: Vec<Difference> =
+        got.par_chunks(CHUNK).zip(want.par_chunks(CHUNK)).enumerate().map(of_chunk).collect();
+    let Difference { used: worst_used, error: worst_error, mismatched_kind, worst } =
+        differences.into_iter().fold(Difference::default(), Difference::or);
     let (used, error) = match tolerance {
         _ if mismatched_kind => (f64::INFINITY, f64::INFINITY),
         Tolerance::Exact
@@ -177,7 +206,7 @@ pub fn compare_rounded(got: &[f32], want: &[f32], sizes: &[f32], noise: f64) -> 
         // Zeros of either sign are one value.
         if got >= lo && got <= hi { got } else { super::codec::bf16_round(want) }
     };
-    let nearest: Vec<f32> = got.iter().zip(want).zip(sizes).map(nearest).collect();
+    let nearest: Vec<f32> = got.par_iter().zip(want).zip(sizes).map(nearest).collect();
     compare(got, &nearest, Tolerance::Rounding(noise))
 }
 
@@ -193,6 +222,15 @@ fn finite_pairs<'a>(x: &'a [f32], y: &'a [f32]) -> impl Iterator<Item = (f64, f6
     x.iter().zip(y).filter(both_finite).map(|(&x, &y)| (f64::from(x), f64::from(y)))
 }
 
+/// Sums over the finite pairs, by chunks whose order is fixed.
+fn sums<const N: usize>(x: &[f32], y: &[f32], of: impl Fn(f64, f64) -> [f64; N] + Sync) -> [f64; N] {
+    assert_eq!(x.len(), y.len(), "outputs of {} and {} elements cannot be compared", x.len(), y.len());
+    let add = |sum: [f64; N], term: [f64; N]| std::array::from_fn(|i| sum[i] + term[i]);
+    let of_chunk = |(x, y): (&[f32], &[f32])| finite_pairs(x, y).map(|(x, y)| of(x, y)).fold([0.0; N], add);
+    let parts: Vec<[f64; N]> = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)).map(of_chunk).collect();
+    parts.into_iter().fold([0.0; N], add)
+}
+
 /// Whether NaN and the infinities sit at the same places in both.
 fn same_non_finite(x: &[f32], y: &[f32]) -> bool {
     x.iter().zip(y).all(|(x, y)| (x.is_finite() && y.is_finite()) || (x.is_nan() && y.is_nan()) || x == y)
@@ -202,11 +240,7 @@ fn same_non_finite(x: &[f32], y: &[f32]) -> bool {
 /// not match.
 pub fn calc_diff(x: &[f32], y: &[f32]) -> f64 {
     // Σ(x−y)² / Σ(x²+y²) is the same quantity without the cancellation of 1 − …
-    let (mut distance, mut norm) = (0.0, 0.0);
-    for (x, y) in finite_pairs(x, y) {
-        distance += (x - y).powi(2);
-        norm += x * x + y * y;
-    }
+    let [distance, norm] = sums(x, y, |x, y| [(x - y).powi(2), x * x + y * y]);
     match same_non_finite(x, y) {
         false => f64::INFINITY,
         true if norm == 0.0 => 0.0,
@@ -217,12 +251,7 @@ pub fn calc_diff(x: &[f32], y: &[f32]) -> f64 {
 /// `1 − x·y / (|x| |y|)` in f64; 0 if both are zero, 1 if exactly one is, infinite if a
 /// non-finite value does not match.
 pub fn cosine_diff(x: &[f32], y: &[f32]) -> f64 {
-    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
-    for (x, y) in finite_pairs(x, y) {
-        xy += x * y;
-        xx += x * x;
-        yy += y * y;
-    }
+    let [xy, xx, yy] = sums(x, y, |x, y| [x * y, x * x, y * y]);
     match same_non_finite(x, y) {
         false => f64::INFINITY,
         true if xx == 0.0 && yy == 0.0 => 0.0,

@@ -41,15 +41,17 @@ pub fn newton_schulz_step(y: &[f64], rows: usize, cols: usize, (a, b, c): Coeffi
     y.iter().zip(&correction).map(|(y, correction)| a * y + correction).collect()
 }
 
+/// X divided by its Frobenius norm; a zero X stays zero.
+pub fn unit_frobenius(x: &[f64]) -> Vec<f64> {
+    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    x.iter().map(|x| if norm == 0.0 { 0.0 } else { x / norm }).collect()
+}
+
 /// Approximate orthogonalisation of X `[rows, cols]`: divides by the Frobenius norm and iterates,
 /// on the transpose if that has fewer rows. A zero X stays zero.
 pub fn orthogonalize(x: &[f64], rows: usize, cols: usize, steps: &[Coefficients]) -> Vec<f64> {
     expect_len("x", x.len(), &[rows, cols]);
-    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    if norm == 0.0 {
-        return x.to_vec();
-    }
-    let scaled: Vec<f64> = x.iter().map(|x| x / norm).collect();
+    let scaled = unit_frobenius(x);
     let tall = rows > cols;
     let (short, long) = (rows.min(cols), rows.max(cols));
     let mut y = if tall { transpose(&scaled, rows, cols) } else { scaled };

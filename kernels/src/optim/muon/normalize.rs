@@ -8,6 +8,7 @@ use crate::norm::BF16_STEP;
 use crate::optim::ElementwiseConfig;
 use crate::reference::codec::bf16_round_all;
 use crate::reference::metrics::compare;
+use crate::reference::muon::unit_frobenius;
 use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::{Const, DType};
@@ -45,15 +46,20 @@ fn problem(batch: usize, n: usize, parts: usize, cfg: ElementwiseConfig) -> Resu
     let mu = 0.95f32;
     let gradient = inputs.normal(DType::F32, &[batch, n], 0.1)?;
     let momentum = inputs.normal(DType::F32, &[batch, n], 1.0)?;
-    let x: Vec<f64> =
-        gradient.to_f64_vec()?.iter().zip(momentum.to_f64_vec()?).map(|(g, m)| f64::from(mu) * m + g).collect();
-    let total = |b: usize| x[b * n..(b + 1) * n].iter().map(|x| x * x).sum::<f64>();
-    // Any split of the sum will do; the last matrix pretends to be zero.
-    let zero = |b: usize| batch > 1 && b == batch - 1;
-    let of_part = |b: usize| if zero(b) { 0.0 } else { total(b) / parts as f64 };
-    let squares: Vec<f64> = (0..batch * parts).map(|i| of_part(i / parts)).collect();
-    let norm = |b: usize| if zero(b) { f64::INFINITY } else { total(b).sqrt() };
-    let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| (x / norm(i / n)) as f32).collect();
+    // The last matrix pretends to be zero.
+    let scale = move |b: usize| if batch > 1 && b == batch - 1 { 0.0 } else { 1.0 };
+    let matrix = move |gradient: &DynTensor, momentum: &DynTensor| -> Result<Vec<f64>, ProblemError> {
+        let (g, m) = (gradient.to_f64_vec()?, momentum.to_f64_vec()?);
+        Ok(g.iter().zip(m).enumerate().map(|(i, (g, m))| scale(i / n) * (f64::from(mu) * m + g)).collect())
+    };
+    // Any split of the sum of squares will do.
+    let x = matrix(&gradient, &momentum)?;
+    let squares: Vec<f64> = (0..batch)
+        .flat_map(|b| {
+            let total: f64 = x[b * n..(b + 1) * n].iter().map(|x| x * x).sum();
+            std::iter::repeat_n(total / parts as f64, parts)
+        })
+        .collect();
     let args = vec![
         Value::Tensor(gradient),
         Value::Tensor(momentum),
@@ -63,6 +69,12 @@ fn problem(batch: usize, n: usize, parts: usize, cfg: ElementwiseConfig) -> Resu
     ];
     let work = Work::of(&args);
     let verify = move |args: &[Value]| {
+        let (Value::Tensor(gradient), Value::Tensor(momentum)) = (&args[0], &args[1]) else {
+            unreachable!("built as tensors above")
+        };
+        let x = matrix(gradient, momentum).expect("nobody writes the tensors now");
+        let want: Vec<f32> =
+            if n == 0 { vec![] } else { x.chunks(n).flat_map(unit_frobenius).map(|x| x as f32).collect() };
         let want = bf16_round_all(&want);
         // A zero matrix of zeros with signs.
         let got: Vec<f32> = args[4].f32s().iter().map(|&y| if y == 0.0 { 0.0 } else { y }).collect();
