@@ -59,8 +59,7 @@ pub trait Kernel: Send + Sync {
     fn prepare(&self, device: &Device, args: &[Arg<'_>]) -> Result<BuildTimes, LaunchError> {
         let signature = self.signature();
         let sizes = bind(&signature, args)?;
-        let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
-        device.prepare(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, &sizes)
+        device.prepare(&recordable(self, &signature, &recorder(self)), &sizes)
     }
 
     /// Runs the kernel on untyped arguments.
@@ -69,8 +68,7 @@ pub trait Kernel: Send + Sync {
     /// If an argument does not fit, the kernel cannot be built, or the device fails.
     fn launch_args(&self, stream: &Stream, args: &[Arg<'_>]) -> Result<(), LaunchError> {
         let signature = self.signature();
-        let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
-        stream.launch(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, args)
+        stream.launch(&recordable(self, &signature, &recorder(self)), args)
     }
 
     /// Checks the arguments and gets everything ready, so that the kernel can be run, and timed, again and again.
@@ -79,9 +77,22 @@ pub trait Kernel: Send + Sync {
     /// As [`launch_args`](Self::launch_args).
     fn bind_args<'a>(&self, stream: &Stream, args: &'a [Arg<'a>]) -> Result<BoundLaunch<'a>, LaunchError> {
         let signature = self.signature();
-        let record = |sizes: &Sizes| self.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()));
-        stream.bind(&Recordable { key: self.key().as_str(), signature: &signature, record: &record }, args)
+        stream.bind(&recordable(self, &signature, &recorder(self)), args)
     }
+}
+
+/// Records a kernel for the runtime.
+fn recorder<K: Kernel + ?Sized>(kernel: &K) -> impl Fn(&Sizes) -> Result<Func, LaunchError> {
+    |sizes| kernel.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into()))
+}
+
+/// What the runtime needs to know of a kernel.
+fn recordable<'a, K: Kernel + ?Sized>(
+    kernel: &'a K,
+    signature: &'a Signature,
+    record: &'a dyn Fn(&Sizes) -> Result<Func, LaunchError>,
+) -> Recordable<'a> {
+    Recordable { key: kernel.key().as_str(), signature, record }
 }
 
 /// Records launches, to be run in order with one call as often as wanted ([`Stream::capture`]). A tensor that several of
@@ -90,21 +101,11 @@ pub trait Kernel: Send + Sync {
 /// # Errors
 /// If the device has no such thing (only GPUs have), and as [`Kernel::launch_args`] for each launch.
 pub fn capture<'a>(stream: &Stream, calls: &[(&dyn Kernel, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
-    type Record<'k> = Box<dyn Fn(&Sizes) -> Result<Func, LaunchError> + 'k>;
-    let parts: Vec<(Signature, Record<'_>)> = calls
-        .iter()
-        .map(|(kernel, _)| {
-            let record: Record<'_> =
-                Box::new(|sizes| kernel.record(sizes).map_err(|e| LaunchError::Record(e.to_string().into())));
-            (kernel.signature(), record)
-        })
-        .collect();
+    let parts: Vec<_> = calls.iter().map(|&(kernel, _)| (kernel.signature(), recorder(kernel))).collect();
     let launches: Vec<(Recordable<'_>, &'a [Arg<'a>])> = calls
         .iter()
         .zip(&parts)
-        .map(|((kernel, args), (signature, record))| {
-            (Recordable { key: kernel.key().as_str(), signature, record }, *args)
-        })
+        .map(|(&(kernel, args), (signature, record))| (recordable(kernel, signature, record), args))
         .collect();
     stream.capture(&launches)
 }

@@ -157,5 +157,10 @@ fn print_table(rows: &[Row]) {
         }
     }
     let passed = rows.iter().filter(|r| r.pass).count();
-    println!("\n{passed} of {} passed", rows.len());
+    let compiled = rows.iter().filter(|r| !r.from_cache).filter_map(|r| Some((r.compile_ms?, r.kernel)));
+    let slowest = match compiled.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((ms, kernel)) => format!("; slowest to compile: {kernel}, {ms:.1} ms"),
+        None => String::new(),
+    };
+    println!("\n{passed} of {} passed{slowest}", rows.len());
 }

@@ -22,7 +22,7 @@ pub(super) const SLABS: usize = 16;
 
 /// Noise of an f32 sum relative to the magnitudes of its terms, whose coefficients are a few roundings off themselves.
 /// Public tests of these operators allow 1e-5 + 1.6e-2 |x|, or 1e-2 + 1e-3 |x|, around a rounded reference.
-const NOISE: f64 = 1.0 / 65_536.0;
+pub(super) const NOISE: f64 = 1.0 / 65_536.0;
 /// The default tolerance of `torch.testing.assert_close` for f32.
 pub(super) const F32: Tolerance = Tolerance::AbsPlusRel { abs: 1e-5, rel: 1.3e-6 };
 
