@@ -110,11 +110,22 @@ pub(crate) fn record(
         return Err(RecordError { kernel: name.to_owned(), diagnostics: done.diagnostics });
     }
     let func = done.builder.finish();
-    match zellige_ir::verify::verify(&func) {
-        Ok(()) => Ok(func),
-        Err(errors) => {
-            let diagnostics = errors.iter().map(Diagnostic::from).collect();
-            Err(RecordError { kernel: name.to_owned(), diagnostics })
-        }
-    }
+    let diagnostics = match zellige_ir::verify::verify(&func) {
+        Ok(()) => unwritten(&func),
+        Err(errors) => errors.iter().map(Diagnostic::from).collect(),
+    };
+    if diagnostics.is_empty() { Ok(func) } else { Err(RecordError { kernel: name.to_owned(), diagnostics }) }
+}
+
+/// One complaint for each tile that is read before anything can have been written to it.
+fn unwritten(func: &zellige_ir::Func) -> Vec<Diagnostic> {
+    let complaint = |(op, buffer): (zellige_ir::Op, Buffer)| {
+        let tile = &func.buffers[buffer];
+        let scope = tile.scope.name();
+        Diagnostic::error(format!("a {scope} tile is read before anything is written to it"))
+            .at(func.ops[op].span.clone(), "")
+            .note_at(tile.span.clone(), format!("{scope} tile allocated here"))
+            .help("`t.clear(tile)`, `t.fill(tile, value)` or a copy gives it its first contents")
+    };
+    zellige_ir::analysis::unwritten_reads(func).into_iter().map(complaint).collect()
 }

@@ -60,14 +60,14 @@ fn reading_an_unwritten_fragment() {
 }
 
 /// A Rust variable changed in a device loop changes once, while the body is recorded; in a helper only the recorder sees it.
-fn count(t: T, y: &mut Tensor<f32, 1>) {
+fn count(t: T, y: &Tensor<f32, 1>) {
     let mut row = lit::<i32>(0);
     for i in t.serial(4usize) {
         let next = row + 1;
-        y[i] = next.cast();
+        y.store(i, next.cast());
         row = next;
     }
-    y[4usize] = row.cast();
+    y.store(4usize, row.cast());
 }
 
 #[kernel]

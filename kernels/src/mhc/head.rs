@@ -1,7 +1,7 @@
 //! The model's head in one pass: norm of the projection, mixes, mixed streams.
 
 use super::mix_norm::Slabs;
-use super::problem::{EPS, Entry, SLABS, Shape, abs, at, check_bf16, problem, scalar, tokens};
+use super::problem::{EPS, Entry, SLABS, Shape, abs, at, check_mixed_bf16, problem, scalar, tokens};
 use super::token::{Affine, weighted_sum};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
@@ -69,7 +69,7 @@ fn head_problem(s: Shape, cfg: TokensConfig) -> Result<Problem, ProblemError> {
         let pre = s.mhc().head_mix(&mixes, args[3].f32s()[0], &args[4].f32s());
         let (x, y) = (tokens(&args[0], &sample), tokens(&args[5], &sample));
         let want = s.mhc().apply(&x, &pre, sample.len());
-        vec![check_bf16("y", &y, &want, &s.mhc().apply(&abs(&x), &pre, sample.len()))]
+        vec![check_mixed_bf16("y", &y, &want, &s.mhc().apply(&abs(&x), &pre, sample.len()))]
     }))
 }
 

@@ -2,7 +2,8 @@
 
 use super::mix_norm::Slabs;
 use super::problem::{
-    EPS, Entry, F32, NOISE, POST_MULTIPLIER, SLABS, Shape, abs, at, check, check_bf16, problem, scalar, tokens,
+    EPS, Entry, F32, MIXED_NOISE, POST_MULTIPLIER, SLABS, Shape, abs, at, check, check_mixed_bf16, problem, scalar,
+    tokens,
 };
 use super::token::{Affine, Matrix, weighted_sum};
 use crate::inputs::{Inputs, output};
@@ -187,7 +188,7 @@ fn fuse_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError> {
         let sample = s.sample();
         let [u, sizes, post, comb] = expected(s, cfg.rounds, args, &sample);
         vec![
-            check_bf16("u", &tokens(&args[5], &sample), &u, &sizes),
+            check_mixed_bf16("u", &tokens(&args[5], &sample), &u, &sizes),
             check("post", &tokens(&args[6], &sample), &post, F32),
             check("comb", &tokens(&args[7], &sample), &comb, F32),
         ]
@@ -207,7 +208,7 @@ fn fuse_norm_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError>
         // A u near the middle between two bf16 may round either way; where `pre` saturates, a token's may be so by the
         // hundred. y lies between the smaller u under the norm of larger ones and the reverse.
         let rounded = |side: f32| -> Vec<f32> {
-            let u = u.iter().zip(&sizes).map(|(&u, &size)| u + side * u.signum() * NOISE as f32 * size);
+            let u = u.iter().zip(&sizes).map(|(&u, &size)| u + side * u.signum() * MIXED_NOISE as f32 * size);
             bf16_round_all(&u.collect::<Vec<f32>>())
         };
         let (small, large) = (rounded(-1.0), rounded(1.0));
@@ -218,9 +219,9 @@ fn fuse_norm_problem(s: Shape, cfg: FuseConfig) -> Result<Problem, ProblemError>
         let (a, b) = (end(&small, &rstd(&large)), end(&large, &rstd(&small)));
         let middle: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 0.5 * (a + b)).collect();
         let reach: Vec<f32> =
-            a.iter().zip(&b).map(|(a, b)| 0.5 * (a - b).abs() / NOISE as f32 + a.abs().max(b.abs())).collect();
+            a.iter().zip(&b).map(|(a, b)| 0.5 * (a - b).abs() / MIXED_NOISE as f32 + a.abs().max(b.abs())).collect();
         vec![
-            check_bf16("y", &tokens(&args[6], &sample), &middle, &reach),
+            check_mixed_bf16("y", &tokens(&args[6], &sample), &middle, &reach),
             check("post", &tokens(&args[7], &sample), &post, F32),
             check("comb", &tokens(&args[8], &sample), &comb, F32),
         ]
