@@ -5,7 +5,7 @@
 
 use super::effects::{touches, written_in};
 use crate::func::{Buffer, Func, Op, Region, Scope};
-use crate::op::{LoopKind, OpKind};
+use crate::op::{LoopKind, OpKind, Visit};
 use std::collections::{HashMap, HashSet};
 
 /// The first such read of each tile, in program order.
