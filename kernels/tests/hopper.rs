@@ -56,7 +56,9 @@ fn all_orientations() {
 
 #[test]
 fn tiles_and_warpgroups() {
-    for (bm, bn, threads) in [(64, 64, 128), (128, 128, 128), (64, 256, 256), (128, 64, 256), (256, 128, 256)] {
+    for (bm, bn, threads) in
+        [(64, 64, 128), (128, 128, 128), (64, 256, 256), (128, 64, 256), (256, 128, 256), (192, 64, 384)]
+    {
         for (bk, stages) in [(32, 2), (64, 3)] {
             let tile = [("bm", int(bm)), ("bn", int(bn)), ("threads", int(threads))];
             check(WIDE, &[tile[0], tile[1], tile[2], ("bk", int(bk)), ("stages", int(stages))]);

@@ -5,6 +5,7 @@
 //! during the last stores of the one before. Slots of the rings change hands through mbarriers: `full` counts the bytes of
 //! the copies, `empty` the warps that have finished reading. The parity of a slot's use is carried across blocks.
 
+mod cluster;
 mod consumer;
 pub mod plan;
 mod producer;

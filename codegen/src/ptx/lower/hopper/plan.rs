@@ -4,7 +4,6 @@
 //! nothing but scalars besides. Everything around the loop is free. A kernel that does not fit is told why, and runs on
 //! the units of sm_80.
 
-use super::super::facts::Facts;
 use super::super::infer::is_whole;
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
@@ -19,14 +18,8 @@ use zellige_ir::{
 /// Threads of a warpgroup.
 pub const WARPGROUP: usize = 128;
 
-/// Accumulator registers that leave a thread room for everything else.
-const MAX_ACCUMULATORS: usize = 208;
-
-/// Blocks of a cluster. Four were slower than two on an H200 for all shapes tried, 64 x 512 x 7168 to 4096 x 4096 x 4096.
-const CLUSTER: usize = 2;
-
-/// Rows of a tile from which on it is worth to pair blocks though one of the last pair may have nothing to do.
-const TALL_TILE: usize = 128;
+/// Accumulator registers that leave a thread room for everything else, by the warpgroups that multiply.
+const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
 
 /// Extent limit of a box of a tensor map.
 const MAX_BOX: usize = 256;
@@ -211,9 +204,10 @@ fn has_gemm(func: &Func, region: Region) -> bool {
     func.regions[region].ops.iter().any(|&op| matches!(func.ops[op].kind, OpKind::Gemm { .. }))
 }
 
-struct Finder<'f> {
-    func: &'f Func,
-    loop_op: Op,
+/// Looks for the pattern around one loop.
+pub(super) struct Finder<'f> {
+    pub(super) func: &'f Func,
+    pub(super) loop_op: Op,
     /// The loop's body.
     region: Region,
     consumers: usize,
@@ -311,76 +305,6 @@ impl Finder<'_> {
         ahead
     }
 
-    /// Finds the axis of the grid along which neighbours have most bytes of the loads in common and marks those loads. Returns
-    /// the blocks of a cluster, and the axis.
-    fn share(&self, loads: &mut [Load], products: &[Product], stores: &[Store]) -> (usize, usize) {
-        let func = self.func;
-        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
-        let facts = Facts::of(func);
-        let tall = products.iter().all(|p| p.shape[0] >= TALL_TILE);
-        let mut best: Option<(usize, usize)> = None;
-        for (axis, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
-            let divides = facts.known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
-            // Otherwise the last block lies outside of the grid.
-            let harmless = divides || (axis == 1 && tall && self.touches_only(stores));
-            if !harmless || extents.iter().any(|&e| self.depends(e, id)) {
-                continue;
-            }
-            let bytes: usize = loads.iter().filter(|l| self.is_common(l, id)).map(Load::bytes).sum();
-            if bytes > best.map_or(0, |(most, _)| most) {
-                best = Some((bytes, axis));
-            }
-        }
-        let Some((_, axis)) = best else { return (1, 0) };
-        for l in loads.iter_mut().filter(|l| self.is_common(l, func.block_ids[axis])) {
-            let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
-            l.shared = true;
-            if !l.boxes().is_multiple_of(CLUSTER) {
-                let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
-                l.tile[rows] /= CLUSTER as u32;
-            }
-        }
-        (CLUSTER, axis)
-    }
-
-    /// True if blocks that differ in `id` alone load the same tile, and it can be divided among them.
-    fn is_common(&self, l: &Load, id: Value) -> bool {
-        let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
-        let divides = l.boxes().is_multiple_of(CLUSTER) || l.rows.is_multiple_of(8 * CLUSTER);
-        divides && !src.offsets.iter().any(|&v| self.depends(v, id))
-    }
-
-    /// True if outside of the loop the kernel touches tensors in nothing but these stores, which leave out what lies outside.
-    fn touches_only(&self, stores: &[Store]) -> bool {
-        let func = self.func;
-        let mut only = true;
-        for &op in &func.regions[func.body].ops {
-            if op == self.loop_op || stores.iter().any(|s| s.op == op) {
-                continue;
-            }
-            let mut see = |kind: &OpKind| {
-                only &= !matches!(kind, OpKind::Assert { .. } | OpKind::Print { .. });
-                kind.for_each_buffer(&mut |b| only &= func.buffers[b].scope != Scope::Global);
-            };
-            see(&func.ops[op].kind);
-            func.ops[op].kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| see(&d.kind)));
-        }
-        only
-    }
-
-    fn depends(&self, v: Value, on: Value) -> bool {
-        let func = self.func;
-        if v == on {
-            return true;
-        }
-        let ValueDef::Op(op) = func.values[v].def else { return false };
-        let mut depends = false;
-        if op != self.loop_op {
-            func.ops[op].kind.for_each_use(&mut |u| depends = depends || self.depends(u, on));
-        }
-        depends
-    }
-
     fn used_outside(&self, buffer: Buffer) -> bool {
         let func = self.func;
         let (mut all, mut inside) = (0, 0);
@@ -407,7 +331,7 @@ impl Finder<'_> {
             products.push(product);
         }
         let registers: usize = products.iter().map(|p| p.shape[0] * p.shape[1] / (WARPGROUP * self.consumers)).sum();
-        if registers > MAX_ACCUMULATORS {
+        if registers > MAX_ACCUMULATORS[self.consumers] {
             return refuse(format!("its accumulators take {registers} registers a thread"));
         }
         Ok(products)
