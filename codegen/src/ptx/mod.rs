@@ -26,10 +26,15 @@ use zellige_ir::Func;
 /// Largest extent of a named dim. The launcher checks it; index arithmetic relies on it.
 pub const DIM_LIMIT: i64 = 1 << 30;
 
+/// What an aligned dim or stride is a multiple of, in elements: with it rows of 8-bit elements start at whole 16 bytes.
+pub const ALIGNED: u64 = 16;
+
 /// How to compile.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PtxOptions {
     pub target: Target,
+    /// Parameters that the launcher vouches are multiples of [`ALIGNED`], by bit; of those that [`alignable`] names.
+    pub aligned: u64,
     /// Put the author's places into the PTX, for profilers and debuggers.
     pub line_info: bool,
     /// The launcher can build tensor maps: kernels for Hopper may copy with them.
@@ -38,8 +43,20 @@ pub struct PtxOptions {
 
 impl PtxOptions {
     pub fn new(arch: Arch) -> PtxOptions {
-        PtxOptions { target: Target::new(arch), line_info: true, tensor_maps: true }
+        PtxOptions { target: Target::new(arch), aligned: 0, line_info: true, tensor_maps: true }
     }
+
+    /// The same for launches where these parameters are multiples of [`ALIGNED`].
+    #[must_use]
+    pub fn aligned(self, aligned: u64) -> PtxOptions {
+        PtxOptions { aligned, ..self }
+    }
+}
+
+/// Parameters whose divisibility decides how wide a kernel's accesses are, as bits of their positions: strides, and the
+/// dims that rows are long.
+pub fn alignable(func: &Func) -> u64 {
+    lower::alignable(func)
 }
 
 /// A compiled kernel.
@@ -104,6 +121,7 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
 /// As [`compile`].
 pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<String>), CodegenError> {
     let lower::Lowered { mut kernel, mut explain } = lower::lower(func, opts)?;
+    passes::combine::run(&mut kernel);
     passes::dce::run(&mut kernel);
     pipeline::shared::plan(&mut kernel, &mut explain);
     let have = opts.target.arch.max_shared_bytes();

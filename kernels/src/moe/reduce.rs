@@ -59,31 +59,32 @@ pub fn reduce_fused<Y: Element, O: Element>(
     let ReduceConfig { bm, bn, .. } = cfg;
     let [bx, by] = t.grid([out.dim(1).ceil_div(bn), out.dim(0).ceil_div(bm)], cfg.threads);
     let (row, col) = (by * bm, bx * bn);
-    let (pos, factor) = (t.shared::<i32, 1>([bm]), t.shared::<f32, 1>([bm]));
-    let tile = t.shared::<Y, 2>([bm, bn]);
+    let k = token_topk_to_pos.static_dim(1);
+    let (pos, factor) = (t.shared::<i32, 2>([bm, k]), t.shared::<f32, 2>([bm, k]));
+    for (i, j) in t.parallel((bm, k)) {
+        let inside = row + i < out.dim(0);
+        let p = select(inside, token_topk_to_pos[(row + i, j)], -1);
+        let mut f = if cfg.weighted { weights[(row + i, j)] } else { lit::<f32>(1.0) };
+        if cfg.scaled {
+            f = f * row_scales[p.to_index()];
+        }
+        pos[(i, j)] = p;
+        factor[(i, j)] = f;
+    }
     let acc = t.fragment::<f32, 2>([bm, bn]);
     t.clear(acc);
-    for j in 0..token_topk_to_pos.static_dim(1) {
-        for i in t.parallel(bm) {
-            let inside = row + i < out.dim(0);
-            let p = select(inside, token_topk_to_pos[(row + i, j)], -1);
-            let mut f = if cfg.weighted { weights[(row + i, j)] } else { lit::<f32>(1.0) };
-            if cfg.scaled {
-                f = f * row_scales[p.to_index()];
-            }
-            pos[i] = p;
-            factor[i] = f;
-        }
-        t.gather(y.at((0, col)), pos, tile);
+    // Straight from the rows to registers: nobody waits for anybody, so that the slots' reads overlap.
+    for j in 0..k {
         for (i, c) in t.parallel((bm, bn)) {
-            let sum = tile[(i, c)].cast::<f32>().mul_add(factor[i], acc[(i, c)]);
-            acc[(i, c)] = select(pos[i] >= 0, sum, acc[(i, c)]);
+            let p = pos[(i, j)];
+            let v = y[(p.to_index(), col + c)].cast::<f32>();
+            let sum = v.mul_add(factor[(i, j)], acc[(i, c)]);
+            acc[(i, c)] = select(p >= 0, sum, acc[(i, c)]);
         }
     }
     if cfg.added {
-        t.copy(addend.at((row, col)), tile);
         for (i, c) in t.parallel((bm, bn)) {
-            acc[(i, c)] += tile[(i, c)].cast::<f32>();
+            acc[(i, c)] += addend[(row + i, col + c)].cast::<f32>();
         }
     }
     if cfg.out_scaled {

@@ -6,7 +6,7 @@ use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
 };
 use crate::quant::problem::{compare_codes, sf_shape};
-use crate::quant::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
+use crate::quant::scale::{Code, PerGroup, ScaleLayout, Scaling, Sharing, divide, scales};
 use crate::reference::codec::bf16_round_all;
 use crate::reference::metrics::compare;
 use crate::reference::quant::{CastSpec, CodeFormat, ScaleFormat, cast};
@@ -83,17 +83,34 @@ pub fn rms_norm_cast(
     }
     t.copy(y_b, y.at((b * rows, 0)));
 
-    let part = t.fragment::<f32, 2>([rows, group]);
-    let amax = PerGroup::new(t, Sharing::Row, [rows, group]);
-    for g in t.serial(dim / group) {
-        let place = Place { row: b * rows, col: g * group, group_row: b, group_col: g, rows: x.dim(0) };
-        t.cast(y_b.sub((0, g * group), [rows, group]), part);
-        amax.clear(t);
-        amax.absmax_into(t, part);
-        let scales = scales::<f8e4m3>(t, amax, lit(f8e4m3::AMAX_FLOOR), Scaling::new(cfg.ue8m0, false));
-        divide(t, part, &scales);
-        t.cast(part, codes.at((place.row, place.col)));
-        store_scales(t, scales.factor, sf, cfg.layout, place);
+    // The groups of all rows one below the other, so that they are cast side by side.
+    let groups = dim / group;
+    let count = rows * groups;
+    let place = |q: Idx| (q / groups, q % groups);
+    let part = t.fragment::<f32, 2>([count, group]);
+    for (q, c) in t.parallel((count, group)) {
+        let (r, g) = place(q);
+        part[(q, c)] = y_b[(r, g * group + c)].cast::<f32>();
+    }
+    let amax = PerGroup::new(t, Sharing::Row, [count, group]);
+    amax.clear(t);
+    amax.absmax_into(t, part);
+    let scales = scales::<f8e4m3>(t, amax, lit(f8e4m3::AMAX_FLOOR), Scaling::new(cfg.ue8m0, false));
+    divide(t, part, &scales);
+    for (q, c) in t.parallel((count, group)) {
+        let (r, g) = place(q);
+        codes[(b * rows + r, g * group + c)] = part[(q, c)].cast::<f8e4m3>();
+    }
+    for q in t.parallel(count) {
+        let (r, g) = place(q);
+        let row = b * rows + r;
+        match cfg.layout {
+            // Rows up to a multiple of four are padding.
+            ScaleLayout::ColumnMajor => {
+                sf[(g, row)] = select(row < x.dim(0), scales.factor.at(q, q), 0.0);
+            }
+            ScaleLayout::RowMajor | ScaleLayout::Packed => sf[(row, g)] = scales.factor.at(q, q),
+        }
     }
 }
 

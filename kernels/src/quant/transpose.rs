@@ -22,7 +22,7 @@ pub struct TransposeConfig {
 
 impl Default for TransposeConfig {
     fn default() -> TransposeConfig {
-        TransposeConfig { tile: 64, threads: 128 }
+        TransposeConfig { tile: 128, threads: 256 }
     }
 }
 
@@ -37,7 +37,8 @@ pub fn batched_transpose<E: Element>(
     let size = cfg.tile;
     let [bx, by, b] = t.grid([x.dim(2).ceil_div(size), x.dim(1).ceil_div(size), x.dim(0)], cfg.threads);
     let (row, col) = (by * size, bx * size);
-    let tile = t.shared::<E, 2>([size, size]);
+    // Each thread turns a block of the tile round in its registers.
+    let tile = t.fragment::<E, 2>([size, size]);
     t.copy(x.at((b, row, col)), tile);
     t.copy(tile.t(), y.at((b, col, row)));
 }

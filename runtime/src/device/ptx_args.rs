@@ -1,10 +1,11 @@
-//! What the PTX devices share: the parameter values of a launch, its grid, and the choice between a kernel that copies
-//! with tensor maps and one that does without.
+//! What the PTX devices share: the parameter values of a launch, its grid, and the choice among the variants of a kernel:
+//! with and without tensor maps, for rows that are more and less aligned.
 
 use super::{Launch, store};
 use crate::launch::{Arg, LaunchError};
-use std::sync::OnceLock;
-use zellige_codegen::ptx::{DIM_LIMIT, GridPlan, MapSpec, ParamSlot, PtxKernel, PtxOptions};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use zellige_codegen::ptx::{ALIGNED, DIM_LIMIT, GridPlan, MapSpec, ParamSlot, PtxKernel, PtxOptions, alignable};
 use zellige_ir::Func;
 
 /// A parameter as it lies in the kernel's parameter memory: little-endian, as far as the slot is wide.
@@ -29,14 +30,16 @@ pub(super) struct MapTensor {
     pub stride: Vec<u64>,
 }
 
-/// A kernel loaded on its device; if it copies with tensor maps, another without them stands by for tensors that no map
-/// can describe.
+/// A kernel loaded on its device for launches in which all rows are aligned. Variants stand by for launches in which they
+/// are not, and for tensors that no tensor map can describe; they are compiled when one is needed.
 pub(super) struct Loaded<K> {
-    first: K,
+    first: Arc<K>,
     from_cache: bool,
-    /// What the other kernel is compiled from, when it is first needed.
-    source: Option<(Func, PtxOptions)>,
-    plain: OnceLock<Result<K, String>>,
+    func: Func,
+    options: PtxOptions,
+    /// Does the first kernel copy with tensor maps?
+    maps: bool,
+    others: Mutex<HashMap<PtxOptions, Arc<K>>>,
 }
 
 impl<K> Loaded<K> {
@@ -49,10 +52,11 @@ impl<K> Loaded<K> {
         options: &PtxOptions,
         load: impl Fn(PtxKernel) -> Result<K, String>,
     ) -> Result<Loaded<K>, String> {
-        let (kernel, from_cache) = store::ptx(func, options)?;
+        let options = options.aligned(alignable(func));
+        let (kernel, from_cache) = store::ptx(func, &options)?;
         let maps = kernel.params.iter().any(|p| matches!(p, ParamSlot::TensorMap { .. }));
-        let source = maps.then(|| (func.clone(), PtxOptions { tensor_maps: false, ..*options }));
-        Ok(Loaded { first: load(kernel)?, from_cache, source, plain: OnceLock::new() })
+        let first = Arc::new(load(kernel)?);
+        Ok(Loaded { first, from_cache, func: func.clone(), options, maps, others: Mutex::default() })
     }
 
     /// The kernel that launches get if they can.
@@ -68,20 +72,43 @@ impl<K> Loaded<K> {
     /// The kernel for a launch.
     ///
     /// # Errors
-    /// If the one without tensor maps is needed and does not compile or load.
+    /// If a variant is needed and does not compile or load.
     pub(super) fn pick(
         &self,
         launch: &Launch<'_>,
         kernel: impl Fn(&K) -> &PtxKernel,
         load: impl Fn(PtxKernel) -> Result<K, String>,
-    ) -> Result<&K, String> {
-        let Some((func, options)) = &self.source else { return Ok(&self.first) };
-        if maps_fit(kernel(&self.first), launch) {
-            return Ok(&self.first);
+    ) -> Result<Arc<K>, String> {
+        let first = kernel(&self.first);
+        let options = PtxOptions {
+            tensor_maps: self.options.tensor_maps && (!self.maps || maps_fit(first, launch)),
+            ..self.options.aligned(aligned(&first.params, self.options.aligned, launch))
+        };
+        if options == self.options {
+            return Ok(Arc::clone(&self.first));
         }
-        let plain = self.plain.get_or_init(|| load(store::ptx(func, options)?.0));
-        plain.as_ref().map_err(Clone::clone)
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(k) = others.get(&options) {
+            return Ok(Arc::clone(k));
+        }
+        let k = Arc::new(load(store::ptx(&self.func, &options)?.0)?);
+        others.insert(options, Arc::clone(&k));
+        Ok(k)
     }
+}
+
+/// Which of the parameters `wanted`, given as bits of their positions, are multiples of [`ALIGNED`] in a launch.
+fn aligned(params: &[ParamSlot], wanted: u64, launch: &Launch<'_>) -> u64 {
+    let is_aligned = |slot: &ParamSlot| match slot {
+        ParamSlot::Dim { dim, .. } => (launch.dims[*dim as usize] as u64).is_multiple_of(ALIGNED),
+        ParamSlot::Stride { param, axis, .. } => {
+            let tensor = launch.args[*param as usize].tensor().expect("the signature says this is a tensor");
+            (tensor.strides()[*axis as usize] as u64).is_multiple_of(ALIGNED)
+        }
+        ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } => false,
+    };
+    let slots = params.iter().take(u64::BITS as usize).enumerate();
+    slots.filter(|&(i, slot)| wanted >> i & 1 == 1 && is_aligned(slot)).fold(0, |bits, (i, _)| bits | 1 << i)
 }
 
 /// The tensor behind a map, at `address`.

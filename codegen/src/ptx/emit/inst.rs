@@ -82,7 +82,8 @@ impl Emitter<'_> {
         let base = self.reg(a.base);
         match a.offset {
             0 => format!("[{base}]"),
-            n => format!("[{base}{n:+}]"),
+            // The grammar has no subtraction: a negative offset is added.
+            n => format!("[{base}+{n}]"),
         }
     }
 

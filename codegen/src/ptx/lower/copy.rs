@@ -34,6 +34,9 @@ impl Lowerer<'_> {
         if let Some(dist) = self.whole_dist(dst).or_else(|| self.whole_dist(src)) {
             return Ok(dist);
         }
+        if let Some(dist) = self.turned_dist(dst).or_else(|| self.turned_dist(src)) {
+            return Ok(dist);
+        }
         let global = |l: &Self, w: &Window| l.memory(w.buffer).is_some_and(|v| v.space == Space::Global);
         let side = if global(self, src) || !global(self, dst) { src } else { dst };
         self.walk_dist(side, from.bits().min(to.bits()))

@@ -14,6 +14,7 @@ use crate::ptx::target::Target;
 use std::collections::HashMap;
 use std::rc::Rc;
 use zellige_ir::layout::instances::Swizzle;
+use zellige_ir::layout::{FragmentLayout, LANE, REGISTER, WARP, WARP_DIM, tile_dim};
 use zellige_ir::{Buffer, EntityId, Func, LayoutHint, LoopKind, Op, OpKind, Region, Scope, Value, Window};
 
 /// How a shared tile lies.
@@ -254,49 +255,32 @@ impl Infer<'_> {
         changed
     }
 
-    /// Chooses layouts for fragments that nothing fixes, one by one in program order.
+    /// Chooses layouts for fragments that nothing fixes, the largest first: what a reduction leaves of a tile, or what a
+    /// row of it shares, follows the tile, not the other way round.
     fn free(&mut self) -> Result {
-        for op in self.ops.clone() {
-            let func = self.func;
-            let threads = func.threads;
-            let mut buffers = Vec::new();
-            if let Some(l) = self.loops.get(&op) {
-                buffers.extend(l.accesses.iter().map(|a| a.buffer));
-            } else {
-                zellige_ir::Visit::for_each_buffer(&func.ops[op].kind, &mut |b| buffers.push(b));
-            }
+        let func = self.func;
+        let mut wanted: Vec<(usize, Op, Buffer)> = Vec::new();
+        for &op in &self.ops {
             if matches!(func.ops[op].kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
                 continue;
             }
-            for buffer in buffers {
-                if !self.is_free(buffer) {
-                    continue;
+            let mut add = |buffer: Buffer| {
+                if let Some(shape) = func.buffers[buffer].static_shape()
+                    && self.is_free(buffer)
+                {
+                    wanted.push((shape.iter().product(), op, buffer));
                 }
-                if let Some(l) = self.loops.get(&op).cloned() {
-                    let vector = loop_vector(func, &l.extents, &l.accesses);
-                    let dist = Dist::blocked(&l.extents, threads, vector)
-                        .map_err(|e| self.error(op, "no layout for a parallel loop", e))?;
-                    if self.assign_from_loop(&l, &Rc::new(dist)) {
-                        self.propagate()?;
-                    }
-                    if !self.is_free(buffer) {
-                        continue;
-                    }
-                }
-                let Some(shape) = func.buffers[buffer].static_shape() else { continue };
-                let mut bits = func.buffers[buffer].dtype.bits();
-                if let OpKind::Copy { src, dst, .. } = &func.ops[op].kind {
-                    bits = bits.min(func.buffers[src.buffer].dtype.bits()).min(func.buffers[dst.buffer].dtype.bits());
-                }
-                let total: usize = shape.iter().product();
-                let mut vector = 128 / bits;
-                while vector > 1 && total / vector < threads {
-                    vector /= 2;
-                }
-                let dist = Dist::blocked(&shape, threads, vector.max(8 / bits.min(8)))
-                    .map_err(|e| self.error(op, "no layout for a fragment", e))?;
-                self.assign(buffer, Rc::new(dist), "chosen for wide access", op);
-                self.propagate()?;
+            };
+            match self.loops.get(&op) {
+                Some(l) => l.accesses.iter().for_each(|a| add(a.buffer)),
+                None => zellige_ir::Visit::for_each_buffer(&func.ops[op].kind, &mut add),
+            }
+        }
+        // Stable: those of one size stay in program order.
+        wanted.sort_by_key(|&(size, _, _)| std::cmp::Reverse(size));
+        for (_, op, buffer) in wanted {
+            if self.is_free(buffer) {
+                self.choose(op, buffer)?;
             }
         }
         // Fragments that no op of the block touches by name (or at all).
@@ -314,6 +298,116 @@ impl Infer<'_> {
         }
         Ok(())
     }
+
+    /// Chooses the layout of a fragment by an op that accesses it.
+    fn choose(&mut self, op: Op, buffer: Buffer) -> Result {
+        let func = self.func;
+        let threads = func.threads;
+        let Some(shape) = func.buffers[buffer].static_shape() else { return Ok(()) };
+        let wide = self.wide_axes(buffer);
+        if let Some(dist) = crossed(&shape, threads, &wide) {
+            self.assign(buffer, Rc::new(dist), "chosen for wide access along two axes", op);
+            return self.propagate();
+        }
+        if let Some(l) = self.loops.get(&op).cloned() {
+            let vector = loop_vector(func, &l.extents, &l.accesses);
+            let dist = Dist::blocked(&l.extents, threads, vector)
+                .map_err(|e| self.error(op, "no layout for a parallel loop", e))?;
+            if self.assign_from_loop(&l, &Rc::new(dist)) {
+                self.propagate()?;
+            }
+            if !self.is_free(buffer) {
+                return Ok(());
+            }
+        }
+        let mut bits = func.buffers[buffer].dtype.bits();
+        if let OpKind::Copy { src, dst, .. } = &func.ops[op].kind {
+            bits = bits.min(func.buffers[src.buffer].dtype.bits()).min(func.buffers[dst.buffer].dtype.bits());
+        }
+        let total: usize = shape.iter().product();
+        let mut vector = 128 / bits;
+        while vector > 1 && total / vector < threads {
+            vector /= 2;
+        }
+        let dist = Dist::blocked(&shape, threads, vector.max(8 / bits.min(8)))
+            .map_err(|e| self.error(op, "no layout for a fragment", e))?;
+        self.assign(buffer, Rc::new(dist), "chosen for wide access", op);
+        self.propagate()
+    }
+
+    /// The axes of a fragment along which tensors that it is copied from or to are contiguous, with the elements of a
+    /// widest access there.
+    fn wide_axes(&self, buffer: Buffer) -> Vec<(usize, usize)> {
+        let func = self.func;
+        let mut wide: Vec<(usize, usize)> = Vec::new();
+        for &op in &self.ops {
+            let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
+            for (own, other) in [(src, dst), (dst, src)] {
+                let tensor = &func.buffers[other.buffer];
+                if own.buffer != buffer || tensor.scope != Scope::Global || !own.covers_whole_buffer(func) {
+                    continue;
+                }
+                let last = tensor.rank().wrapping_sub(1);
+                let Some(j) = other.axes.iter().position(|a| usize::from(a.axis) == last) else { continue };
+                let Some(axis) = own.axes.get(j).map(|a| usize::from(a.axis)) else { continue };
+                let vector = 128 / tensor.dtype.bits();
+                match wide.iter_mut().find(|(a, _)| *a == axis) {
+                    Some((_, v)) => *v = vector.min(*v),
+                    None => wide.push((axis, vector)),
+                }
+            }
+        }
+        wide
+    }
+}
+
+/// A layout of blocks that are wide along two axes, for tiles that are read along one and written along the other: a
+/// thread turns its block round in registers. A warp covers 128 bytes along the last axis as far as it can. `None` if
+/// one axis will do or the tile does not divide.
+fn crossed(shape: &[usize], threads: usize, wide: &[(usize, usize)]) -> Option<Dist> {
+    let last = shape.len().checked_sub(1)?;
+    let (_, along_last) = wide.iter().find(|(a, _)| *a == last)?;
+    let (axis, across) = wide.iter().find(|(a, _)| *a != last)?;
+    let power = |extent: usize, limit: usize| 1 << extent.trailing_zeros().min(limit.ilog2());
+    let mut block = [power(shape[last], *along_last), power(shape[*axis], *across)];
+    let total: usize = shape.iter().product();
+    // Smaller blocks rather than idle threads.
+    while total / (block[0] * block[1]) < threads && block[0] * block[1] > 1 {
+        let longer = usize::from(block[1] >= block[0]);
+        block[longer] /= 2;
+    }
+    if !threads.is_power_of_two() || block[0] < 2 || block[1] < 2 {
+        return None;
+    }
+    let mut left = [shape[last] / block[0], shape[*axis] / block[1]];
+    let names = [tile_dim(last), tile_dim(*axis)];
+    let mut builder = FragmentLayout::builder(shape.len());
+    for (n, name) in block.into_iter().zip(&names) {
+        builder = builder.tile(REGISTER, n, name);
+    }
+    for bit in 0..threads.ilog2() {
+        let input = if bit < WARP.ilog2() { LANE } else { WARP_DIM };
+        // Eight lanes along the last axis, then the other one.
+        let order = if bit < 3 { [0, 1] } else { [1, 0] };
+        builder = match order.into_iter().find(|&i| left[i].is_multiple_of(2)) {
+            Some(i) => {
+                left[i] /= 2;
+                builder.tile(input, 2, &names[i])
+            }
+            None => builder.replicate(input, 2),
+        };
+    }
+    for (a, &extent) in shape.iter().enumerate().rev() {
+        let n = if a == last {
+            left[0]
+        } else if a == *axis {
+            left[1]
+        } else {
+            extent
+        };
+        builder = builder.tile(REGISTER, n, &tile_dim(a));
+    }
+    FragmentLayout::new(shape, builder.build().ok()?).ok().map(Dist::new)
 }
 
 /// What a buffer is called in explanations.

@@ -42,6 +42,7 @@ mod window;
 mod words;
 
 pub use layouts::{Layouts, TileLayout, layouts};
+pub use params::alignable;
 
 use super::PtxOptions;
 use super::error::CodegenError;
@@ -102,6 +103,7 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
         explain,
         in_pipeline: false,
         skip: HashSet::new(),
+        aligned: opts.aligned,
         hopper: None,
     };
     // The launcher has checked the prelude's assertions.
@@ -122,6 +124,8 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
 struct Lowerer<'f> {
     func: &'f Func,
     target: Target,
+    /// Positions of the parameters that are multiples of [`ALIGNED`](super::ALIGNED), as bits.
+    aligned: u64,
     b: Builder,
     /// Scalars that all threads agree on.
     env: Vec<Option<Scalar>>,

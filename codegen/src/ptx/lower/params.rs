@@ -6,10 +6,10 @@ use super::place::Place;
 use super::value::{self, Scalar};
 use super::view::{Coords, Placement, View};
 use super::{Lowerer, cast};
-use crate::ptx::DIM_LIMIT;
 use crate::ptx::simt::{Cache, Cmp, Num, ObjData, ObjKind, ParamSlot, Space, Special, Ty};
+use crate::ptx::{ALIGNED, DIM_LIMIT};
 use smallvec::SmallVec;
-use zellige_ir::{Access, BlockOrder, Buffer, DType, EntityId, Extent, Func, Param, Strides, ValueDef};
+use zellige_ir::{Access, BlockOrder, Buffer, DType, EntityId, Extent, Func, Param, Scope, Strides, ValueDef};
 
 /// The parameter list: tensors and scalars in their order, then the dims.
 pub fn slots(func: &Func) -> Vec<ParamSlot> {
@@ -38,6 +38,28 @@ pub fn slots(func: &Func) -> Vec<ParamSlot> {
     slots
 }
 
+/// Positions of strides, and of dims that are the length of a row, as bits.
+pub fn alignable(func: &Func) -> u64 {
+    let is_row = |dim: u32| {
+        func.buffers.iter().any(|(_, data)| {
+            data.scope == Scope::Global
+                && data.shape.iter().enumerate().any(|(axis, e)| {
+                    (axis > 0 || data.rank() == 1) && matches!(e, Extent::Dynamic(d) if d.index() as u32 == dim)
+                })
+        })
+    };
+    slots(func).iter().take(64).enumerate().fold(0, |bits, (i, slot)| match slot {
+        ParamSlot::Stride { .. } => bits | 1 << i,
+        ParamSlot::Dim { dim, .. } if is_row(*dim) => bits | 1 << i,
+        ParamSlot::Dim { .. } | ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } => bits,
+    })
+}
+
+/// What a parameter is a multiple of.
+fn divisor(aligned: u64, at: usize) -> u64 {
+    if at < 64 && aligned >> at & 1 == 1 { ALIGNED } else { 1 }
+}
+
 impl Lowerer<'_> {
     /// Reads the parameters and places the tensors.
     pub(super) fn params(&mut self) {
@@ -49,7 +71,8 @@ impl Lowerer<'_> {
                 ParamSlot::Dim { dim, .. } => {
                     let dim = zellige_ir::Dim::from_index(*dim as usize);
                     let v = self.b.param(Ty::B32, at);
-                    self.env[func.dims[dim].value.index()] = Some(Scalar::Idx(Idx::new(v, 0, DIM_LIMIT, 1)));
+                    self.env[func.dims[dim].value.index()] =
+                        Some(Scalar::Idx(Idx::new(v, 0, DIM_LIMIT, divisor(self.aligned, at as usize))));
                 }
                 ParamSlot::Scalar { param, dtype, .. } => {
                     let Param::Scalar { value, .. } = &func.params[*param as usize] else { continue };
@@ -111,7 +134,7 @@ impl Lowerer<'_> {
                 ParamSlot::Base { param: p, .. } if *p == param => base = self.b.param(Ty::B64, at as u32),
                 ParamSlot::Stride { param: p, .. } if *p == param => {
                     let v = self.b.param(Ty::B64, at as u32);
-                    given.push(Idx::new(v, 0, 1 << 40, 1));
+                    given.push(Idx::new(v, 0, 1 << 40, divisor(self.aligned, at)));
                 }
                 _ => {}
             }

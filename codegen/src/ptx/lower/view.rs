@@ -8,6 +8,7 @@ use super::value;
 use super::words;
 use crate::ptx::simt::{Addr, AtomOp, Bin, Builder, Cache, MemTy, Num, Obj, Round, SimtOp, Space, Ty, Val, Vals};
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use zellige_ir::DType;
 
 pub type Coords = SmallVec<[Idx; 4]>;
@@ -102,7 +103,12 @@ impl View {
                 b.add(index::signed(class), self.base, v)
             }
         };
-        Addr { base, offset: if fits { total as i32 } else { self.base_offset as i32 }, obj: self.obj }
+        let offset = if fits { total as i32 } else { self.base_offset as i32 };
+        // A variable's own constant part is not in the register.
+        if fits {
+            b.kernel.set_aligned(base, self.align.min(dynamic.align));
+        }
+        Addr { base, offset, obj: self.obj }
     }
 
     /// True where all coordinates are inside; `None` if that is certain or nobody asks.
@@ -124,32 +130,31 @@ impl View {
         if self.dtype == DType::F4E2M1 {
             return self.load_nibbles(b, at, &offsets, guards);
         }
-        let zero = b.zero(value::class(self.dtype));
-        let mut out = vec![zero; at.len()];
-        let mut done: Vec<(Idx, Option<Val>, usize)> = Vec::new();
+        let order = by_address(&offsets, guards);
+        // Each place once, and which of them an element is at.
+        let mut places: Vec<usize> = Vec::new();
+        let mut slot = vec![0; at.len()];
+        for i in order {
+            let again = places.last().is_some_and(|&p| same_place((offsets[p], guards[p]), (offsets[i], guards[i])));
+            if !again {
+                places.push(i);
+            }
+            slot[i] = places.len() - 1;
+        }
+        let (offsets, guards) = (pick(&offsets, &places), pick(guards, &places));
+        let mut vals = vec![b.zero(value::class(self.dtype)); places.len()];
         let mut i = 0;
-        while i < at.len() {
+        while i < places.len() {
             if guards[i].is_some_and(|g| b.as_const(g) == Some(0)) {
                 i += 1;
                 continue;
             }
-            if let Some(&(_, _, j)) = done.iter().find(|(o, g, _)| *o == offsets[i] && *g == guards[i]) {
-                out[i] = out[j];
-                i += 1;
-                continue;
-            }
             let n = self.run(&offsets[i..], &guards[i..]);
-            let vals = self.load_run(b, offsets[i], n, guards[i]);
-            for (k, v) in vals.into_iter().enumerate() {
-                out[i + k] = v;
-                done.push((offsets[i + k], guards[i + k], i + k));
-            }
-            if done.len() > 64 {
-                done.clear();
-            }
+            let loaded = self.load_run(b, offsets[i], n, guards[i]);
+            vals[i..i + n].copy_from_slice(&loaded);
             i += n;
         }
-        out
+        pick(&vals, &slot)
     }
 
     /// Stores elements where the guard holds.
@@ -158,8 +163,10 @@ impl View {
         if self.dtype == DType::F4E2M1 {
             return self.store_nibbles(b, at, &offsets, guards, vals);
         }
+        let order = by_address(&offsets, guards);
+        let (offsets, guards, vals) = (pick(&offsets, &order), pick(guards, &order), pick(vals, &order));
         let mut i = 0;
-        while i < at.len() {
+        while i < offsets.len() {
             if guards[i].is_some_and(|g| b.as_const(g) == Some(0)) {
                 i += 1;
                 continue;
@@ -341,6 +348,25 @@ impl View {
             b.push(SimtOp::Atom { out: None, op, num: Num::B32, space: self.space, addr, x, guard });
         }
     }
+}
+
+/// The elements in the order of their addresses as far as these are comparable: those of one register and one guard
+/// together, by their constant parts. Elements at one place keep their order.
+fn by_address(offsets: &[Idx], guards: &[Option<Val>]) -> Vec<usize> {
+    let mut first: HashMap<(Option<Val>, Option<Val>), usize> = HashMap::new();
+    let group: Vec<usize> =
+        (0..offsets.len()).map(|i| *first.entry((offsets[i].base, guards[i])).or_insert(i)).collect();
+    let mut order: Vec<usize> = (0..offsets.len()).collect();
+    order.sort_by_key(|&i| (group[i], offsets[i].off));
+    order
+}
+
+fn same_place((x, p): (Idx, Option<Val>), (y, q): (Idx, Option<Val>)) -> bool {
+    x.base == y.base && x.off == y.off && p == q
+}
+
+fn pick<T: Copy>(from: &[T], order: &[usize]) -> Vec<T> {
+    order.iter().map(|&i| from[i]).collect()
 }
 
 /// `inside ^ flip`, where `flip` is a multiple of 16 and `inside` a position in a swizzle atom. What does not reach into

@@ -411,6 +411,17 @@ impl Lowerer<'_> {
         (in_order && w.covers_whole_buffer(self.func)).then_some(dist)
     }
 
+    /// As [`Lowerer::whole_dist`] of a window with the axes in any order: the layout of the window.
+    pub(super) fn turned_dist(&self, w: &Window) -> Option<Rc<Dist>> {
+        let dist = self.dist_of(w.buffer)?;
+        let axes = Self::axes(w);
+        if !w.covers_whole_buffer(self.func) || axes.len() != dist.rank() {
+            return None;
+        }
+        let layout = dist.layout.permute(&axes).ok()?;
+        Some(Rc::new(Dist::new(layout)))
+    }
+
     /// A layout for walking a window of memory: coalesced along the axis that is contiguous there, `bits` wide elements.
     pub(super) fn walk_dist(&mut self, w: &Window, bits: usize) -> Result<Rc<Dist>> {
         let shape = w.shape();

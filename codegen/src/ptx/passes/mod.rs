@@ -4,4 +4,5 @@
 //! appended ([`super::simt::Builder`]), and loops are unrolled while they are lowered; what is left is to remove what
 //! turned out not to be needed.
 
+pub mod combine;
 pub mod dce;

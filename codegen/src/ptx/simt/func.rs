@@ -230,6 +230,8 @@ pub struct Kernel {
     /// Bytes of shared memory, known after planning.
     pub shared_bytes: u32,
     constants: HashMap<(Ty, u64), Val>,
+    /// Powers of two known to divide address registers.
+    aligned: HashMap<Val, u64>,
 }
 
 impl Kernel {
@@ -255,7 +257,19 @@ impl Kernel {
             body,
             shared_bytes: 0,
             constants: HashMap::new(),
+            aligned: HashMap::new(),
         }
+    }
+
+    /// Notes that a power of two divides an address register.
+    pub fn set_aligned(&mut self, v: Val, by: u64) {
+        let known = self.aligned.entry(v).or_insert(by);
+        *known = by.max(*known);
+    }
+
+    /// A power of two that divides an address register.
+    pub fn aligned(&self, v: Val) -> u64 {
+        self.aligned.get(&v).copied().unwrap_or(1)
     }
 
     /// The value of an immediate; `bits` above the width are ignored.

@@ -20,10 +20,10 @@ const LOG_BYTES: usize = 16 << 10;
 /// Bytes of dynamic shared memory that a kernel has without asking for more.
 const DEFAULT_SHARED: u32 = 48 * 1024;
 
-/// A compiled kernel, with a second one for tensors that no tensor map can describe.
+/// A compiled kernel with its variants.
 pub(super) struct CudaExecutable {
     pub(super) shared: Arc<Shared>,
-    kernels: Loaded<Arc<Function>>,
+    kernels: Loaded<Function>,
 }
 
 /// A kernel in the driver.
@@ -45,12 +45,12 @@ impl Function {
     ///
     /// # Errors
     /// With the compiler's words, if it refuses the text.
-    fn load(shared: &Shared, kernel: PtxKernel) -> Result<Arc<Function>, String> {
+    fn load(shared: &Shared, kernel: PtxKernel) -> Result<Function, String> {
         shared.context.bind_to_thread().map_err(describe)?;
         let handle = load_function(&kernel)?;
         let resources = resources(shared, &kernel, handle).map_err(describe)?;
         let resident = resident(shared, &kernel, handle, &resources).map_err(describe)?;
-        Ok(Arc::new(Function { kernel, handle, resources, resident }))
+        Ok(Function { kernel, handle, resources, resident })
     }
 }
 
@@ -72,11 +72,11 @@ impl CudaExecutable {
     /// The kernel for a launch.
     ///
     /// # Errors
-    /// If the one without tensor maps is needed and does not compile or load.
+    /// If a variant is needed and does not compile or load.
     pub(super) fn pick(&self, launch: &Launch<'_>) -> Result<Arc<Function>, LaunchError> {
         let picked = self.kernels.pick(launch, |f| &f.kernel, |kernel| Function::load(&self.shared, kernel));
         let device = &self.shared.name;
-        picked.cloned().map_err(|cause| LaunchError::Device { kernel: launch.kernel, device: device.clone(), cause })
+        picked.map_err(|cause| LaunchError::Device { kernel: launch.kernel, device: device.clone(), cause })
     }
 }
 

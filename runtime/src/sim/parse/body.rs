@@ -339,16 +339,13 @@ impl Body<'_, '_> {
             }
             _ => return Err(self.c.error(format!("expected an address, found {}", self.c.found()))),
         }
-        loop {
-            let sign = match self.c.peek() {
-                Tok::Punct('+') => 1i64,
-                Tok::Punct('-') => -1,
-                _ => break,
-            };
-            self.c.next();
+        // Offsets are added; the grammar has no subtraction, so a negative one reads `+-8`.
+        while self.c.eat('+') {
             let negative = self.c.eat('-');
-            let v = self.c.int("an offset")? as i64;
-            offset = offset.wrapping_add(if negative { -sign * v } else { sign * v });
+            let magnitude = self.c.int("an offset")?;
+            let v = if negative { -i128::from(magnitude) } else { i128::from(magnitude) };
+            let sum = i32::try_from(i128::from(offset) + v);
+            offset = sum.map(i64::from).map_err(|_| self.c.error("the offset does not fit 32 bits".into()))?;
         }
         let addr = Operand::Addr { base, offset };
         if self.c.eat(',') {
@@ -441,6 +438,21 @@ mod tests {
         assert_eq!(at[0].as_deref(), Some("gemm.rs:7:9"));
         assert_eq!(at[1].as_deref(), Some("tile.rs:3:4"));
         assert_eq!(at[2].as_deref(), Some("gemm.rs:7:9"));
+    }
+
+    #[test]
+    fn an_offset_is_added_never_subtracted() {
+        let refusal = |address: &str| {
+            let body = format!(".reg .b32 %r<2>; .reg .b64 %rd<2>;\n.shared .b8 s[16];\nld.global.u32 %r0, {address};");
+            parse(&format!("{HEAD}.entry k() {{\n{body}\nret;\n}}")).map(|_| ()).map_err(|e| e.to_string())
+        };
+        for good in ["[%rd1]", "[%rd1+8]", "[%rd1+-8]", "[s+4]", "[%rd1+8+-4]"] {
+            assert_eq!(refusal(good), Ok(()), "{good}");
+        }
+        for bad in ["[%rd1-8]", "[s-4]", "[%rd1+8-4]"] {
+            assert!(refusal(bad).is_err_and(|e| e.contains("`-`")), "{bad}");
+        }
+        assert!(refusal("[%rd1+4294967296]").is_err_and(|e| e.contains("32 bits")));
     }
 
     #[test]

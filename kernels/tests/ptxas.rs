@@ -1,0 +1,129 @@
+//! NVIDIA's assembler takes the PTX of every kernel of the library, and none spills registers.
+//!
+//! Runs when `ZELLIGE_PTXAS` names the assembler; needs no GPU. The PTX texts stay in cargo's temporary directory for
+//! tests, and a table of registers, shared memory and stack is printed (`--nocapture`).
+//! `ZELLIGE_PTXAS_KERNEL` limits it to kernels whose name contains it.
+
+use rayon::prelude::*;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, alignable, compile};
+use zellige_kernels::library::{Scale, all};
+use zellige_kernels::run::sizes;
+
+/// Kernels that may spill, each with the reason.
+const MAY_SPILL: [(&str, &str); 0] = [];
+
+/// A kernel's PTX for one feature level.
+struct Unit {
+    kernel: &'static str,
+    case: String,
+    arch: Arch,
+    ptx: PtxKernel,
+}
+
+/// What the assembler says about a kernel.
+#[derive(Default)]
+struct Usage {
+    registers: usize,
+    stack: usize,
+    spilled: usize,
+}
+
+/// The number before `what` in the assembler's statistics.
+fn figure(text: &str, what: &str) -> usize {
+    let Some(end) = text.find(what) else { return 0 };
+    text[..end].trim_end().rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// The distinct texts of the library's small and representative problems, and the problems that do not compile. The
+/// representative problem and the first small one come for every feature level, the others for the newest, where there
+/// is also the variant for launches in which nothing is aligned.
+fn units() -> (Vec<Unit>, Vec<String>) {
+    let wanted = std::env::var("ZELLIGE_PTXAS_KERNEL").unwrap_or_default();
+    let (mut units, mut failures) = (Vec::new(), Vec::new());
+    let mut seen = HashSet::new();
+    for kernel in all().iter().filter(|k| k.info().name.contains(&wanted)) {
+        let name = kernel.info().name;
+        for scale in [Scale::Representative, Scale::Small] {
+            for (number, case) in kernel.cases(scale).into_iter().enumerate() {
+                let at = |e: &dyn std::fmt::Display| format!("{name} {}: {e}", case.name);
+                let problem = (case.build)(&[]).unwrap_or_else(|e| panic!("{}", at(&e)));
+                let sizes = sizes(&problem).unwrap_or_else(|e| panic!("{}", at(&e)));
+                let func = problem.kernel.record(&sizes).unwrap_or_else(|e| panic!("{}", at(&e)));
+                let levels = if number == 0 { &Arch::ALL[..] } else { &[Arch::Sm90a] };
+                let mut options: Vec<PtxOptions> =
+                    levels.iter().map(|&arch| PtxOptions::new(arch).aligned(alignable(&func))).collect();
+                options.push(PtxOptions::new(Arch::Sm90a));
+                for options in options {
+                    let arch = options.target.arch;
+                    match compile(&func, &options) {
+                        Err(e) => failures.push(at(&format!("for {arch}: {e}"))),
+                        Ok(ptx) if seen.insert(ptx.ptx.clone()) => {
+                            units.push(Unit { kernel: name, case: case.name.clone(), arch, ptx });
+                        }
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    (units, failures)
+}
+
+/// Assembles one text.
+fn assemble(ptxas: &Path, folder: &Path, number: usize, unit: &Unit) -> Result<Usage, String> {
+    let tag: String = unit.case.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let file = folder.join(format!("{}-{tag}-{number}-{}.ptx", unit.kernel, unit.arch));
+    std::fs::write(&file, &unit.ptx.ptx).map_err(|e| format!("{}: {e}", file.display()))?;
+    let output = Command::new(ptxas)
+        .args(["-v", "-arch", unit.arch.name(), "-o"])
+        .arg(file.with_extension("cubin"))
+        .arg(&file)
+        .output()
+        .map_err(|e| format!("{}: {e}", ptxas.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("the assembler refuses {}:\n{said}", file.display()));
+    }
+    Ok(Usage {
+        registers: figure(&said, "registers"),
+        stack: figure(&said, "bytes stack frame"),
+        spilled: figure(&said, "bytes spill stores") + figure(&said, "bytes spill loads"),
+    })
+}
+
+#[test]
+fn the_assembler_takes_every_kernel() {
+    let Some(ptxas) = std::env::var_os("ZELLIGE_PTXAS").map(PathBuf::from) else {
+        println!("skipped: ZELLIGE_PTXAS does not name an assembler");
+        return;
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (units, mut failures) = units();
+    let results: Vec<Result<Usage, String>> =
+        units.par_iter().enumerate().map(|(i, unit)| assemble(&ptxas, &folder, i, unit)).collect();
+    println!("registers  stack  spilled  shared  threads  kernel, problem, feature level");
+    for (unit, result) in units.iter().zip(results) {
+        let what = format!("{} {} for {}", unit.kernel, unit.case, unit.arch);
+        match result {
+            Err(e) => failures.push(format!("{what}: {e}")),
+            Ok(u) => {
+                let (shared, threads) = (unit.ptx.shared_bytes, unit.ptx.threads);
+                println!("{:9}  {:5}  {:7}  {shared:6}  {threads:7}  {what}", u.registers, u.stack, u.spilled);
+                let excused = MAY_SPILL.iter().any(|(k, _)| *k == unit.kernel);
+                if u.spilled > 0 && !excused {
+                    failures.push(format!("{what}: {} registers and {} bytes of spills", u.registers, u.spilled));
+                }
+                if u.registers * (threads as usize) > 65536 {
+                    failures.push(format!("{what}: {} registers in {threads} threads do not fit", u.registers));
+                }
+            }
+        }
+    }
+    assert!(!units.is_empty(), "no kernel was assembled");
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    println!("{} texts assembled", units.len());
+}
