@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, alignable, compile};
-use zellige_kernels::library::{Scale, all};
+use zellige_kernels::library::{LibraryKernel, Scale, all};
 use zellige_kernels::run::sizes;
 
 /// Kernels that may spill, each with the reason.
@@ -42,29 +42,32 @@ fn figure(text: &str, what: &str) -> usize {
 /// is also the variant for launches in which nothing is aligned.
 fn units() -> (Vec<Unit>, Vec<String>) {
     let wanted = std::env::var("ZELLIGE_PTXAS_KERNEL").unwrap_or_default();
-    let (mut units, mut failures) = (Vec::new(), Vec::new());
+    let kernels: Vec<_> = all().iter().filter(|k| k.info().name.contains(&wanted)).collect();
+    let found: Vec<(Vec<Unit>, Vec<String>)> = kernels.par_iter().map(|k| units_of(**k)).collect();
+    let (units, failures): (Vec<Vec<Unit>>, Vec<Vec<String>>) = found.into_iter().unzip();
     let mut seen = HashSet::new();
-    for kernel in all().iter().filter(|k| k.info().name.contains(&wanted)) {
-        let name = kernel.info().name;
-        for scale in [Scale::Representative, Scale::Small] {
-            for (number, case) in kernel.cases(scale).into_iter().enumerate() {
-                let at = |e: &dyn std::fmt::Display| format!("{name} {}: {e}", case.name);
-                let problem = (case.build)(&[]).unwrap_or_else(|e| panic!("{}", at(&e)));
-                let sizes = sizes(&problem).unwrap_or_else(|e| panic!("{}", at(&e)));
-                let func = problem.kernel.record(&sizes).unwrap_or_else(|e| panic!("{}", at(&e)));
-                let levels = if number == 0 { &Arch::ALL[..] } else { &[Arch::Sm90a] };
-                let mut options: Vec<PtxOptions> =
-                    levels.iter().map(|&arch| PtxOptions::new(arch).aligned(alignable(&func))).collect();
-                options.push(PtxOptions::new(Arch::Sm90a));
-                for options in options {
-                    let arch = options.target.arch;
-                    match compile(&func, &options) {
-                        Err(e) => failures.push(at(&format!("for {arch}: {e}"))),
-                        Ok(ptx) if seen.insert(ptx.ptx.clone()) => {
-                            units.push(Unit { kernel: name, case: case.name.clone(), arch, ptx });
-                        }
-                        Ok(_) => {}
-                    }
+    let distinct = units.into_iter().flatten().filter(|u| seen.insert(u.ptx.ptx.clone())).collect();
+    (distinct, failures.into_iter().flatten().collect())
+}
+
+fn units_of(kernel: &dyn LibraryKernel) -> (Vec<Unit>, Vec<String>) {
+    let name = kernel.info().name;
+    let (mut units, mut failures) = (Vec::new(), Vec::new());
+    for scale in [Scale::Representative, Scale::Small] {
+        for (number, case) in kernel.cases(scale).into_iter().enumerate() {
+            let at = |e: &dyn std::fmt::Display| format!("{name} {}: {e}", case.name);
+            let problem = (case.build)(&[]).unwrap_or_else(|e| panic!("{}", at(&e)));
+            let sizes = sizes(&problem).unwrap_or_else(|e| panic!("{}", at(&e)));
+            let func = problem.kernel.record(&sizes).unwrap_or_else(|e| panic!("{}", at(&e)));
+            let levels = if number == 0 { &Arch::ALL[..] } else { &[Arch::Sm90a] };
+            let mut options: Vec<PtxOptions> =
+                levels.iter().map(|&arch| PtxOptions::new(arch).aligned(alignable(&func))).collect();
+            options.push(PtxOptions { tensor_maps: false, ..PtxOptions::new(Arch::Sm90a) });
+            for options in options {
+                let arch = options.target.arch;
+                match compile(&func, &options) {
+                    Err(e) => failures.push(at(&format!("for {arch}: {e}"))),
+                    Ok(ptx) => units.push(Unit { kernel: name, case: case.name.clone(), arch, ptx }),
                 }
             }
         }

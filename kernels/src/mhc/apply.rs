@@ -21,7 +21,7 @@ pub struct RowsConfig {
 }
 
 impl RowsConfig {
-    pub(super) const DEFAULT: RowsConfig = RowsConfig { bt: 2, bd: 1024, threads: 128 };
+    pub(super) const DEFAULT: RowsConfig = RowsConfig { bt: 1, bd: 1024, threads: 128 };
     pub(super) const SMALL: RowsConfig = RowsConfig { bt: 2, bd: 32, threads: 32 };
 
     /// The grid for a [T, .., d] tensor; returns the block's first token and column.

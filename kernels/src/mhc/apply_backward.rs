@@ -79,7 +79,7 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         tolerance: "dX bf16 of a value within 2^-16 of its terms; dpre abs 1e-2 + rel 1e-3",
         source: "V4 specification 2.2 (pre_apply_mix bwd), 2.3",
     },
-    config: RowsConfig { bt: 1, bd: 512, threads: 128 },
+    config: RowsConfig { bt: 1, bd: 1024, threads: 128 },
     small: &[RowsConfig::SMALL],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcApplyBackward::new(cfg)),

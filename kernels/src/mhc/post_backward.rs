@@ -103,7 +103,7 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         tolerance: "dF and dX bf16 of a value within 2^-16 of its terms; dpost and dC abs 1e-4 + rel 1e-4",
         source: "V4 specification 2.2 (post bwd), 2.3",
     },
-    config: RowsConfig { bt: 1, bd: 256, threads: 128 },
+    config: RowsConfig { bt: 1, bd: 512, threads: 128 },
     small: &[RowsConfig::SMALL],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcPostBackward::new(cfg)),

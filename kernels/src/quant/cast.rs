@@ -67,7 +67,7 @@ impl Default for CastConfig {
             mode: CastMode::Full,
             input_group: 0,
             gathered: false,
-            bm: 32,
+            bm: 16,
             bn: 512,
             threads: 128,
         }
@@ -129,7 +129,7 @@ pub fn cast_tiles<Q: Code, S: Element>(
     let x = t.fragment::<f32, 2>([rows, width]);
     let amax = PerGroup::new(t, cfg.sharing(), [rows, width]);
     let words = PackedScales::new(t, rows);
-    for step in 0..steps {
+    let cast_group = |step: Idx, byte: Option<usize>| {
         let (row, group) = (by * rows, bx * steps + step);
         let col = group * (width * pieces);
         let place = Place { row, col, group_row: by, group_col: group, rows: m };
@@ -144,12 +144,10 @@ pub fn cast_tiles<Q: Code, S: Element>(
             }
             scales::<Q>(t, amax, floor, cfg.scaling())
         };
-        match (cfg.mode, cfg.layout) {
+        match (cfg.mode, byte) {
             (CastMode::GivenScales, _) => {}
-            (_, ScaleLayout::Packed) => words.put(t, scales.factor, step, group < groups),
-            (_, ScaleLayout::RowMajor | ScaleLayout::ColumnMajor) => {
-                store_scales(t, scales.factor, sf, cfg.layout, place);
-            }
+            (_, Some(byte)) => words.put(t, scales.factor, byte, group < groups),
+            (_, None) => store_scales(t, scales.factor, sf, cfg.layout, place),
         }
         if cfg.mode != CastMode::ScalesOnly {
             for piece in t.serial(pieces) {
@@ -160,9 +158,17 @@ pub fn cast_tiles<Q: Code, S: Element>(
                 store(row, col + piece * width, x);
             }
         }
-    }
+    };
     if cfg.layout == ScaleLayout::Packed {
+        // A group's place in the word is part of the code.
+        for byte in 0..steps {
+            cast_group(byte.into(), Some(byte));
+        }
         store_packed(t, words, sf, bx, by * rows, m);
+    } else {
+        for step in t.serial(steps) {
+            cast_group(step, None);
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub struct CastBackConfig {
 impl Default for CastBackConfig {
     /// Per token in groups of 128.
     fn default() -> CastBackConfig {
-        CastBackConfig { block_rows: 1, block_cols: 128, layout: ScaleLayout::RowMajor, bm: 32, bn: 128, threads: 128 }
+        CastBackConfig { block_rows: 1, block_cols: 128, layout: ScaleLayout::RowMajor, bm: 16, bn: 256, threads: 128 }
     }
 }
 

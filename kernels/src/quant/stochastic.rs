@@ -22,7 +22,7 @@ pub struct StochasticConfig {
 
 impl Default for StochasticConfig {
     fn default() -> StochasticConfig {
-        StochasticConfig { groups: 256, threads: 128 }
+        StochasticConfig { groups: 256, threads: 256 }
     }
 }
 

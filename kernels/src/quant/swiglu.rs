@@ -55,10 +55,18 @@ impl Default for SwigluConfig {
             counted: false,
             weighted: true,
             padded: true,
-            bm: 32,
+            bm: 16,
             bn: 128,
             threads: 128,
         }
+    }
+}
+
+impl SwigluConfig {
+    /// The default of a cast per token, or per channel: there a tile has all rows of a group, so it is narrower.
+    fn new(per_channel: bool) -> SwigluConfig {
+        let cfg = SwigluConfig::default();
+        SwigluConfig { bn: if per_channel { 64 } else { cfg.bn }, ..cfg }
     }
 }
 
@@ -353,7 +361,7 @@ fn row_major(sf: &Value, [rows, groups]: [usize; 2], layout: ScaleLayout) -> Vec
 }
 
 fn cases(per_channel: bool, scale: Scale) -> Vec<Case> {
-    let cfg = SwigluConfig::default();
+    let cfg = SwigluConfig::new(per_channel);
     let (fp8, fp4) = (DType::F8E4M3, DType::F4E2M1);
     let case = |rows, inner, x, codes, limit, cfg: SwigluConfig| {
         let sf = if cfg.layout == ScaleLayout::Packed { DType::I32 } else { DType::F32 };
@@ -440,11 +448,11 @@ impl LibraryKernel for PerChannel {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(SwigluConfig::default())
+        Box::new(SwigluConfig::new(true))
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
-        Types::of(dtypes, false).launcher(true, apply(SwigluConfig::default(), settings)?)
+        Types::of(dtypes, false).launcher(true, apply(SwigluConfig::new(true), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {

@@ -28,7 +28,7 @@ pub struct VocabConfig {
 
 impl Default for VocabConfig {
     fn default() -> VocabConfig {
-        VocabConfig { rows: 2, cols: 2048, stages: 2, threads: 256 }
+        VocabConfig { rows: 2, cols: 4096, stages: 2, threads: 256 }
     }
 }
 
