@@ -47,37 +47,60 @@ pub fn hadamard(
     let (rows, n) = (cfg.rows, x.static_dim(1));
     t.assert((n.is_power_of_two()).into(), "hadamard: the last extent is not a power of two");
     let [b] = t.grid([x.dim(0).ceil_div(rows)], cfg.threads);
-    // A row as groups of lanes: stages inside a group are shuffles, stages between groups meet in one thread.
-    let lanes = n.min(32);
-    let groups = (n / lanes).max(1);
-    let (v, partner) = (t.fragment::<f32, 3>([rows, groups, lanes]), t.fragment::<f32, 3>([rows, groups, lanes]));
-    for (r, g, l) in t.parallel((rows, groups, lanes)) {
-        v[(r, g, l)] = x[(b * rows + r, g * lanes + l)].cast();
-    }
-    for half in powers_of_two(lanes) {
-        t.shuffle_xor(v, partner, half);
-        for (r, g, l) in t.parallel((rows, groups, lanes)) {
-            let sign = select(l / half % 2 == 0, 1.0, lit::<f32>(-1.0));
-            v[(r, g, l)] = v[(r, g, l)].mul_add(sign, partner[(r, g, l)]);
-        }
-    }
-    for half in powers_of_two(groups) {
-        for (r, p, l) in t.parallel((rows, groups / 2, lanes)) {
-            let first = p / half * (2 * half) + p % half;
-            let (lo, hi) = (v[(r, first, l)], v[(r, first + half, l)]);
-            v[(r, first, l)] = lo + hi;
-            v[(r, first + half, l)] = lo - hi;
+    let bits = n.max(1).ilog2() as usize;
+    let low = bits.min(CONTIGUOUS_BITS);
+    let tile = t.shared::<f32, 2>([rows, n]);
+    // Rows a quarter of the banks apart.
+    t.pad(tile, 8);
+    t.cast(x.at((b * rows, 0)), tile);
+    // Strided elements first, so that the last pass has neighbours, which it writes together.
+    for (done, some) in strided_passes(low, bits) {
+        let stride = 1 << done;
+        for (r, q) in t.parallel((rows, n >> some)) {
+            let first = q / stride * (stride << some) + q % stride;
+            let v = transformed((0..1 << some).map(|i| tile[(r, first + i * stride)]).collect());
+            for (i, v) in v.into_iter().enumerate() {
+                tile[(r, first + i * stride)] = v;
+            }
         }
     }
     let scale = (n as f32).powf(-0.5);
-    for (r, g, l) in t.parallel((rows, groups, lanes)) {
-        y[(b * rows + r, g * lanes + l)] = (v[(r, g, l)] * scale).cast();
+    for (r, g) in t.parallel((rows, n >> low)) {
+        let v = transformed((0..1 << low).map(|i| tile[(r, g * (1 << low) + i)]).collect());
+        for (i, v) in v.into_iter().enumerate() {
+            y[(b * rows + r, g * (1 << low) + i)] = (v * scale).cast();
+        }
     }
 }
 
-/// 1, 2, 4, .. below `n`.
-fn powers_of_two(n: usize) -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(1), |p| Some(p * 2)).take_while(move |p| *p < n)
+/// Bits of the index that a thread transforms in one pass, where its elements are neighbours.
+const CONTIGUOUS_BITS: usize = 3;
+
+/// The same where its elements lie apart.
+const STRIDED_BITS: usize = 4;
+
+/// The passes over the bits from `low` to `bits`, the highest first: the lowest bit of each, and how many.
+fn strided_passes(low: usize, bits: usize) -> Vec<(usize, usize)> {
+    let (mut done, mut passes) = (bits, Vec::new());
+    while done > low {
+        let some = (done - low).min(STRIDED_BITS);
+        done -= some;
+        passes.push((done, some));
+    }
+    passes
+}
+
+/// The transform of a few numbers without the scale.
+#[track_caller]
+fn transformed(mut v: Vec<Expr<f32>>) -> Vec<Expr<f32>> {
+    let mut half = 1;
+    while half < v.len() {
+        for lo in (0..v.len()).filter(|i| i & half == 0) {
+            (v[lo], v[lo + half]) = (v[lo] + v[lo + half], v[lo] - v[lo + half]);
+        }
+        half *= 2;
+    }
+    v
 }
 
 /// The library's entry.
