@@ -69,10 +69,11 @@ impl Units {
 
     /// Byte range from the first to the last unit, from the start of the storage.
     pub(super) fn span(&self) -> (usize, usize) {
-        let start = self.offset * self.size;
+        // A view of nothing may start beyond the storage.
         if self.shape.contains(&0) {
-            return (start, start);
+            return (0, 0);
         }
+        let start = self.offset * self.size;
         let last: usize = self.shape.iter().zip(&self.strides).map(|(d, s)| (d - 1) * s).sum();
         (start, start + (last + 1) * self.size)
     }

@@ -302,4 +302,13 @@ mod tests {
             prop_assert_eq!(view.contiguous()?.to_vec::<i32>()?, view.to_vec::<i32>()?);
         }
     }
+
+    #[test]
+    fn a_view_of_nothing_reads_as_nothing_wherever_it_starts() {
+        let t = DynTensor::zeros(DType::F32, &[2, 0, 4]).unwrap().select(0, 1).unwrap();
+        assert!(t.to_f32_vec().unwrap().is_empty());
+        assert_eq!(t.as_slice::<f32>().unwrap().len(), 0);
+        let t = DynTensor::zeros(DType::F32, &[4]).unwrap().slice(0, 4..4).unwrap();
+        assert!(t.to_f64_vec().unwrap().is_empty() && t.to_bytes().unwrap().is_empty());
+    }
 }
