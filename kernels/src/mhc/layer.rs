@@ -336,7 +336,7 @@ impl MhcLayer {
         let mut dx = DeviceTensor::zeros(x.shape())?;
         let mut dpost = DeviceTensor::zeros(c.post.shape())?;
         let mut dcomb = DeviceTensor::zeros(c.comb.shape())?;
-        MhcPostBackward::new(RowsConfig::DEFAULT)
+        MhcPostBackward::new(RowsConfig { bd: 512, ..RowsConfig::DEFAULT })
             .launch(stream, f, x, &c.post, &c.comb, dy, &mut df, &mut dx, &mut dpost, &mut dcomb)?;
         Ok((df, Partial { dx, dpost, dcomb }))
     }
