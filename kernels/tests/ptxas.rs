@@ -8,12 +8,13 @@ use rayon::prelude::*;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, alignable, compile};
+use zellige_codegen::ptx::{Arch, CodegenError, PtxKernel, PtxOptions, alignable, compile};
 use zellige_kernels::library::{LibraryKernel, Scale, all};
 use zellige_kernels::run::sizes;
 
 /// Kernels that may spill, each with the reason.
-const MAY_SPILL: [(&str, &str); 0] = [];
+const MAY_SPILL: [(&str, &str); 1] =
+    [("flash_attention", "on mma.sync a head of 512 leaves no registers beside the output's 256 a thread")];
 
 /// A kernel's PTX for one feature level.
 struct Unit {
@@ -66,6 +67,8 @@ fn units_of(kernel: &dyn LibraryKernel) -> (Vec<Unit>, Vec<String>) {
             for options in options {
                 let arch = options.target.arch;
                 match compile(&func, &options) {
+                    // Tiles chosen for the newest level need not fit the older ones.
+                    Err(CodegenError::SharedMemory { .. }) if arch != Arch::Sm90a => {}
                     Err(e) => failures.push(at(&format!("for {arch}: {e}"))),
                     Ok(ptx) => units.push(Unit { kernel: name, case: case.name.clone(), arch, ptx }),
                 }
