@@ -1,6 +1,6 @@
 //! What the user can type.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use zellige::TuneValue;
 
@@ -47,7 +47,7 @@ pub struct List {
     pub markdown: bool,
 }
 
-#[derive(clap::Args, Debug, Default)]
+#[derive(clap::Args, Debug)]
 pub struct Check {
     /// Kernels to check; all of them if none is named.
     pub kernels: Vec<String>,
@@ -69,6 +69,14 @@ pub struct Check {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+impl Default for Check {
+    /// What `zellige check` alone means.
+    fn default() -> Check {
+        let matches = Check::augment_args(clap::Command::new("check")).get_matches_from(["check"]);
+        Check::from_arg_matches(&matches).expect("every argument has a default")
+    }
 }
 
 #[derive(clap::Args, Debug)]
@@ -214,4 +222,16 @@ fn text_setting(s: &str) -> Result<(String, String), String> {
 fn setting(s: &str) -> Result<(String, TuneValue), String> {
     let (name, value) = text_setting(s)?;
     value.parse().map(|v| (name, v)).map_err(|e: zellige::TuneError| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_command_is_check_with_its_defaults() {
+        let check = Check::default();
+        assert_eq!((check.device.as_str(), check.scale, check.repeats), ("cpu", ScaleArg::Representative, 2));
+        assert!(check.kernels.is_empty() && check.settings.is_empty() && check.case.is_none() && !check.json);
+    }
 }
