@@ -33,3 +33,20 @@ fn adding_an_op() {
 fn adding_a_pass() {
     check_excerpts("docs/add-a-pass.md");
 }
+
+/// The messages that the README shows are ones that tests keep.
+#[test]
+fn the_errors_of_the_readme() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("the page is readable");
+    let kept: String = std::fs::read_dir(root.join("dsl/tests/mistakes"))
+        .expect("the folder is readable")
+        .map(|file| std::fs::read_to_string(file.expect("a file").path()).expect("the file is readable"))
+        .collect();
+    let block = readme.split("```\n").find(|block| block.starts_with("error: ")).expect("the README shows errors");
+    let messages: Vec<&str> = block.split("\n\n").map(str::trim_end).collect();
+    assert!(messages.len() > 1, "{block}");
+    for message in messages {
+        assert!(kept.contains(message), "no test keeps\n{message}");
+    }
+}
