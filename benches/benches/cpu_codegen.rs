@@ -1,11 +1,15 @@
 //! Speed of compiled CPU kernels, on one thread, as ratios: against the `gemm` crate for products, against loops written by
-//! hand with AVX2 for the rest. The ratios of one run are comparable, absolute times on a shared machine are not; each is
-//! the minimum of many short samples, the two sides taken in turns.
+//! hand with AVX2 for the rest. The ratios of one run are comparable, absolute times on a shared machine are not; each side's
+//! time is the minimum of many samples of the thread's own processor time, the two sides taken in turns.
+//!
+//! `cargo bench -p zellige-benches --bench cpu_codegen [-- element|gemm] [-- --json FILE]`
 
 use criterion::Criterion;
+use serde::Serialize;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
+use zellige_benches::machine::{self, thread_time};
 use zellige_codegen::cpu::exec::{Arena, Executable};
 use zellige_codegen::cpu::{ArgSlot, CpuOptions, compile};
 use zellige_ir::*;
@@ -50,31 +54,53 @@ impl Bound {
     }
 }
 
-/// Minimum times of two functions, sampled in turns for about `budget`.
+/// Minimum times of two functions in seconds, sampled in turns for about `budget`.
 fn compare(budget: Duration, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> (f64, f64) {
-    let start = Instant::now();
+    let start = thread_time();
     let (mut a, mut b) = (f64::MAX, f64::MAX);
     let mut samples = 0;
-    while start.elapsed() < budget || samples < 5 {
+    while thread_time() - start < budget.as_secs_f64() || samples < 5 {
         for (f, best) in [(&mut ours as &mut dyn FnMut(), &mut a), (&mut theirs, &mut b)] {
-            let t = Instant::now();
+            let t = thread_time();
             f();
-            *best = best.min(t.elapsed().as_secs_f64());
+            *best = best.min(thread_time() - t);
         }
         samples += 1;
     }
     (a, b)
 }
 
-fn report(name: &str, kernel: &Bound, ours: f64, theirs: f64, target: f64) {
+/// One comparison.
+#[derive(Serialize)]
+struct Row {
+    kernel: String,
+    /// Speed as a part of the baseline's.
+    of_baseline: f64,
+    required: f64,
+    code_bytes: usize,
+    arena_bytes: usize,
+    compile_ms: f64,
+}
+
+fn report(rows: &mut Vec<Row>, name: String, kernel: &Bound, ours: f64, theirs: f64, target: f64) {
+    let row = Row {
+        kernel: name,
+        of_baseline: (theirs / ours * 100.0).round() / 100.0,
+        required: target,
+        code_bytes: kernel.exe.kernel().code.len(),
+        arena_bytes: kernel.exe.kernel().arena_bytes,
+        compile_ms: (kernel.compile_time.as_secs_f64() * 1e5).round() / 100.0,
+    };
     println!(
-        "{name:32} {:8.1} us  {:.2}x of the baseline (target {target:.2})   code {:6} B  arena {:7} B  compiled in {:4.1} ms",
+        "{:32} {:8.1} us  {:.2}x of the baseline (target {target:.2})   code {:6} B  arena {:7} B  compiled in {:4.1} ms",
+        row.kernel,
         ours * 1e6,
-        theirs / ours,
-        kernel.exe.kernel().code.len(),
-        kernel.exe.kernel().arena_bytes,
-        kernel.compile_time.as_secs_f64() * 1e3,
+        row.of_baseline,
+        row.code_bytes,
+        row.arena_bytes,
+        row.compile_ms,
     );
+    rows.push(row);
 }
 
 fn fixed(shape: &[usize]) -> Vec<Extent> {
@@ -115,7 +141,7 @@ fn gemm_kernel(ty: DType, size: usize, (bm, bn, bk): (usize, usize, usize), tran
     b.finish()
 }
 
-fn gemms() {
+fn gemms(rows: &mut Vec<Row>) {
     for size in [512usize, 1024, 2048] {
         let x: Vec<f32> = (0..size * size).map(|i| (i % 17) as f32 - 8.0).collect();
         let y: Vec<f32> = (0..size * size).map(|i| (i % 13) as f32 - 6.0).collect();
@@ -173,7 +199,7 @@ fn gemms() {
             // All partial sums are small integers.
             assert!(ours == theirs, "gemm results differ");
             let kind = if transposed { "nt" } else { "nn" };
-            report(&format!("gemm {ty} {kind} {size} {tile:?}"), &kernel, t, base, 0.35);
+            report(rows, format!("gemm {ty} {kind} {size} {tile:?}"), &kernel, t, base, 0.35);
         }
     }
 }
@@ -365,7 +391,7 @@ fn rms_norm_by_hand(x: &[half::bf16], w: &[f32], out: &mut [half::bf16]) {
     }
 }
 
-fn element_wise() {
+fn element_wise(results: &mut Vec<Row>) {
     let budget = Duration::from_millis(300);
     for n in [4096usize, 65536, 1 << 22] {
         let x: Vec<f32> = (0..n).map(|i| (i % 31) as f32).collect();
@@ -382,7 +408,7 @@ fn element_wise() {
                 || unsafe { axpy_by_hand(black_box(&x), black_box(&y), black_box(&mut theirs)) },
             );
             assert!(ours == theirs);
-            report(&format!("{name} {n}"), &kernel, a, b, 0.5);
+            report(results, format!("{name} {n}"), &kernel, a, b, 0.5);
         }
     }
     let (rows, columns) = (64usize, 4096usize);
@@ -403,7 +429,7 @@ fn element_wise() {
         };
         let (a, b) = compare(budget, || kernel.run(), || by_hand(black_box(&mut theirs)));
         assert!(ours == theirs);
-        report(&format!("{name} {rows}x{columns}"), &kernel, a, b, 0.5);
+        report(results, format!("{name} {rows}x{columns}"), &kernel, a, b, 0.5);
     }
     let x: Vec<half::bf16> = x.iter().map(|v| half::bf16::from_f32(*v)).collect();
     let w: Vec<f32> = (0..columns).map(|i| (i % 7) as f32 * 0.25).collect();
@@ -420,7 +446,7 @@ fn element_wise() {
     );
     let close = ours.iter().zip(&theirs).all(|(a, b)| (a.to_f32() - b.to_f32()).abs() <= 0.01 * b.to_f32().abs());
     assert!(close, "rms_norm results differ");
-    report(&format!("rms_norm bf16 {rows}x{columns}"), &kernel, a, b, 0.5);
+    report(results, format!("rms_norm bf16 {rows}x{columns}"), &kernel, a, b, 0.5);
 }
 
 /// Compile times under criterion's statistics.
@@ -432,15 +458,21 @@ fn compile_times(c: &mut Criterion) {
 }
 
 fn main() {
-    let filter = std::env::args().nth(1).unwrap_or_default();
-    if "element".contains(&filter) || filter == "--bench" {
-        element_wise();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
+    let filter = args.first().filter(|a| !a.starts_with("--")).cloned().unwrap_or_default();
+    let mut rows = Vec::new();
+    if "element".contains(&filter) {
+        element_wise(&mut rows);
     }
-    if "gemm".contains(&filter) || filter == "--bench" {
-        gemms();
+    if "gemm".contains(&filter) {
+        gemms(&mut rows);
     }
-    if filter == "--bench" {
-        let mut c = Criterion::default().configure_from_args().sample_size(20);
+    if let Some(path) = json {
+        machine::write(path, "cargo bench -p zellige-benches --bench cpu_codegen -- --json FILE", &rows);
+    }
+    if args.is_empty() {
+        let mut c = Criterion::default().sample_size(20);
         compile_times(&mut c);
         c.final_summary();
     }

@@ -1,4 +1,4 @@
-//! Results with a note of where they come from.
+//! Time on a machine that others use too, and results with a note of where they come from.
 
 use serde::Serialize;
 use std::process::Command;
@@ -28,4 +28,13 @@ pub fn write(path: &str, command: &str, results: &impl Serialize) {
     });
     let text = serde_json::to_string_pretty(&value).expect("JSON has text");
     std::fs::write(path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}"));
+}
+
+/// Processor time of the calling thread in seconds: what others run meanwhile does not count.
+pub fn thread_time() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a timespec to write to.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    assert_eq!(failed, 0, "the system has no clock for a thread's time");
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }

@@ -1,6 +1,6 @@
 //! The default CPU backend: tile IR to loop IR to machine code through Cranelift.
 //!
-//! The passes of [`zellige_ir::passes::pipeline`] come first. A block of the grid runs on one thread; its tiles live in
+//! The passes of [`zellige_ir::passes::pipeline`], rolling and forwarding come first. A block of the grid runs on one thread; its tiles live in
 //! a per-thread arena; tile ops become vector loops over 128-bit registers, gemm a register-blocked micro-kernel.
 //! Depends on `zellige-ir` and Cranelift only.
 
@@ -80,7 +80,9 @@ pub fn emit(func: &Func, opts: &CpuOptions, stage: Stage) -> Result<String, Code
 /// A kernel after the passes over tile IR, in loop IR.
 fn lowered(func: &Func, opts: &CpuOptions) -> Result<lower::Lowered, CodegenError> {
     let mut func = func.clone();
+    pipeline::run_with(&mut func, &[pipeline::ROLL], &mut |_, _, _| {});
     pipeline::run(&mut func);
+    pipeline::run_with(&mut func, &[pipeline::FORWARD], &mut |_, _, _| {});
     let lowered = lower::lower(&func, opts)?;
     if cfg!(debug_assertions) {
         loopir::verify(&lowered.func)?;

@@ -7,8 +7,10 @@
 //!
 //! Depends on the IR, on [`analysis`](crate::analysis) and on [`eval`](crate::eval); knows no backend.
 
+pub mod forward;
 pub mod licm;
 pub mod pipeline;
+pub mod roll;
 pub mod simplify;
 
 use std::collections::BTreeMap;

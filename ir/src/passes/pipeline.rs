@@ -1,6 +1,6 @@
 //! The passes every function goes through before a backend sees it, in order.
 
-use super::{PassStats, licm, simplify};
+use super::{PassStats, forward, licm, roll, simplify};
 use crate::func::Func;
 
 /// A pass with its name.
@@ -22,8 +22,19 @@ const SIMPLIFY: Pass = Pass {
 const LICM: Pass =
     Pass { name: "licm", summary: "moves what does not change in a loop to the front of the loop", run: licm::run };
 
+/// For backends whose time grows with the code; before the others, which then have less to do.
+pub const ROLL: Pass =
+    Pass { name: "roll", summary: "makes a loop of ops that were recorded repetition by repetition", run: roll::run };
+
+/// For backends whose tiles are memory like tensors; after the others, which make indices plain.
+pub const FORWARD: Pass = Pass {
+    name: "forward",
+    summary: "lets element-wise loops read and write tensors instead of tiles that are only copied",
+    run: forward::run,
+};
+
 /// All passes, each once.
-pub const ALL: &[Pass] = &[SIMPLIFY, LICM];
+pub const ALL: &[Pass] = &[SIMPLIFY, LICM, ROLL, FORWARD];
 
 /// The passes of a compilation, in order.
 pub const PIPELINE: &[Pass] = &[
