@@ -9,13 +9,13 @@
 //! Outside a tensor a copy gives its padding and a load gives zero, so only copies that pad with zero go.
 //!
 //! ```text
-//! copy x[%0:64] -> $0                         for parallel (%1) in (64) {
+//! copy x[%0 : 64] -> $0                       for parallel (%1) in (64) {
 //! for parallel (%1) in (64) {                   %2: index = add %0, %1
 //!   %2: f32 = load $0[%1]                       %3: f32 = load x[%2]
 //!   %3: f32 = mul %2, %2              ->        %4: f32 = mul %3, %3
 //!   store %3 -> $0[%1]                          %5: index = add %0, %1
 //! }                                             store %4 -> y[%5]
-//! copy $0 -> y[%0:64]                         }
+//! copy $0 -> y[%0 : 64]                       }
 //! ```
 //!
 //! Not part of [`PIPELINE`](super::pipeline::PIPELINE): it is for machines whose tiles are memory like any other. Where

@@ -10,6 +10,8 @@ use zellige_ir::{Func, verify};
 pub const PASSES: &[(&str, Command)] = &[
     ("simplify", |file| single(file, "simplify")),
     ("licm", |file| single(file, "licm")),
+    ("roll", |file| single(file, "roll")),
+    ("forward", |file| single(file, "forward")),
     ("pipeline", |file| apply(file, PIPELINE)),
 ];
 

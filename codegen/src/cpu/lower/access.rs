@@ -582,7 +582,8 @@ impl Lower<'_> {
             16 => {
                 let v = b.bitcast(Ty::I8x16, v);
                 let v = b.shuffle(v, v, [0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13]);
-                let v = b.bitcast(Ty::I64x2, v);
+                // As a float, which need not leave the vector registers.
+                let v = b.bitcast(Ty::F64x2, v);
                 let low = b.extract(v, 0);
                 b.store(low, addr, 0);
             }
@@ -590,7 +591,7 @@ impl Lower<'_> {
                 let v = if s.dtype == DType::Bool { b.bin_imm(BinOp::And, v, 1) } else { v };
                 let v = b.bitcast(Ty::I8x16, v);
                 let v = b.shuffle(v, v, [0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12]);
-                let v = b.bitcast(Ty::I32x4, v);
+                let v = b.bitcast(Ty::F32x4, v);
                 let low = b.extract(v, 0);
                 b.store(low, addr, 0);
             }
