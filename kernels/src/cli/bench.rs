@@ -3,12 +3,11 @@
 //! Only inputs are built and only the kernel runs: the reference is never computed. A problem is measured on a thread of its
 //! own, so that one that takes too long (its inputs, its compilation or its launches) costs the others nothing but that time.
 
-use super::{Passed, args, lookup};
-use crate::library::{Case, LibraryKernel, Work, all};
+use super::{Passed, args, lookup, progress};
+use crate::library::{Case, Work};
 use crate::run::arguments;
 use anyhow::{Context, Result, bail};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -59,23 +58,10 @@ pub fn run(args: args::Bench) -> Result<Passed> {
         bail!("--limit-s {} is no time: give seconds", args.limit_s);
     }
     let device = Device::from_name(&args.device)?;
-    let kernels: Vec<&'static dyn LibraryKernel> = if args.kernels.is_empty() {
-        all().to_vec()
-    } else {
-        args.kernels.iter().map(|name| lookup::kernel(name)).collect::<Result<_>>()?
-    };
-    let cases: Vec<(&'static str, Case)> = kernels
-        .iter()
-        .flat_map(|k| k.cases(args.scale.into()).into_iter().map(|c| (k.info().name, c)))
-        .filter(|(_, c)| args.case.as_ref().is_none_or(|part| c.name.contains(part.as_str())))
-        .collect();
-    if cases.is_empty() {
-        bail!("no problem's name contains `{}`", args.case.as_deref().unwrap_or_default());
-    }
+    let cases = lookup::cases(&args.kernels, args.scale.into(), args.case.as_deref())?;
     let copy = device.copy_rate()?;
     let mut report = Report { device: device.name(), copy_gb_per_s: copy.map(|c| c / 1e9), rows: Vec::new() };
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}")?;
-    let bar = ProgressBar::new(cases.len() as u64).with_style(style);
+    let bar = progress(cases.len());
     for (kernel, case) in cases {
         bar.set_message(format!("{kernel} {}", case.name));
         report.rows.push(bench(kernel, case, &args, &device, copy));

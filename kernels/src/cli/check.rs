@@ -1,11 +1,10 @@
 //! `zellige check`, and `zellige` alone.
 
-use super::{Passed, args, lookup};
-use crate::library::{Case, LibraryKernel, all};
+use super::{Passed, args, lookup, progress};
+use crate::library::Case;
 use crate::run::{Outcome, run as run_problem};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use comfy_table::{Cell, Color, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use zellige::runtime::{Device, Stream};
@@ -37,20 +36,8 @@ struct Row {
 pub fn run(args: &args::Check) -> Result<Passed> {
     let device = Device::from_name(&args.device)?;
     let stream = device.stream();
-    let kernels: Vec<&'static dyn LibraryKernel> = if args.kernels.is_empty() {
-        all().to_vec()
-    } else {
-        args.kernels.iter().map(|name| lookup::kernel(name)).collect::<Result<_>>()?
-    };
-    let cases: Vec<(&'static str, Case)> = kernels
-        .iter()
-        .flat_map(|k| k.cases(args.scale.into()).into_iter().map(|c| (k.info().name, c)))
-        .filter(|(_, c)| args.case.as_ref().is_none_or(|part| c.name.contains(part.as_str())))
-        .collect();
-    if cases.is_empty() {
-        bail!("no problem's name contains `{}`", args.case.as_deref().unwrap_or_default());
-    }
-    let bar = ProgressBar::new(cases.len() as u64).with_style(style());
+    let cases = lookup::cases(&args.kernels, args.scale.into(), args.case.as_deref())?;
+    let bar = progress(cases.len());
     let mut rows = Vec::new();
     for (kernel, case) in &cases {
         bar.set_message(format!("{kernel} {}", case.name));
@@ -64,10 +51,6 @@ pub fn run(args: &args::Check) -> Result<Passed> {
         print_table(&rows);
     }
     Ok(rows.iter().all(|r| r.pass))
-}
-
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn check(kernel: &'static str, case: &Case, args: &args::Check, stream: &Stream) -> Row {

@@ -1,8 +1,8 @@
 //! Kernels, problems and targets by the names a user types.
 
-use crate::library::{LibraryKernel, Scale, all};
+use crate::library::{Case, LibraryKernel, Scale, all};
 use crate::run::sizes;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use zellige::TuneValue;
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::Func;
@@ -16,6 +16,24 @@ pub fn kernel(name: &str) -> Result<&'static dyn LibraryKernel> {
         let nearest = nearest(name, all().iter().map(|k| k.info().name));
         anyhow!("no kernel `{name}`{nearest}; `zellige list` shows them all")
     })
+}
+
+/// The problems of the named kernels (of all if none is named) whose names contain `part`, each with its kernel's name.
+///
+/// # Errors
+/// If there is no kernel of a name, or no such problem.
+pub fn cases(names: &[String], scale: Scale, part: Option<&str>) -> Result<Vec<(&'static str, Case)>> {
+    let kernels: Vec<&'static dyn LibraryKernel> =
+        if names.is_empty() { all().to_vec() } else { names.iter().map(|name| kernel(name)).collect::<Result<_>>()? };
+    let cases: Vec<(&'static str, Case)> = kernels
+        .iter()
+        .flat_map(|k| k.cases(scale).into_iter().map(|c| (k.info().name, c)))
+        .filter(|(_, c)| part.is_none_or(|part| c.name.contains(part)))
+        .collect();
+    if cases.is_empty() {
+        bail!("no problem's name contains `{}`", part.unwrap_or_default());
+    }
+    Ok(cases)
 }
 
 /// `: did you mean ..?` for the candidate most like `name`, or nothing if none is like it.

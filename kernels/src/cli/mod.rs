@@ -13,6 +13,7 @@ mod page;
 mod run;
 
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
 
 /// A command's result: did everything pass?
@@ -40,6 +41,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A bar on the error output that counts `problems`.
+fn progress(problems: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}").expect("a valid template");
+    ProgressBar::new(problems as u64).with_style(style)
 }
 
 /// The error and its causes, each said once.
