@@ -1,7 +1,7 @@
 //! Cross-entropy of the LM head's logits, backward.
 
-use super::VocabConfig;
 use super::cross_entropy::{take_rows, take_targets};
+use super::{VocabConfig, loss_cases};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -80,10 +80,6 @@ fn problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -> Result<
     Ok(Problem { kernel: launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-fn case(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -> Case {
-    Case::new(format!("rows={rows} vocab={vocab} {dtype}"), cfg, move |cfg| problem(rows, vocab, dtype, cfg))
-}
-
 impl LibraryKernel for Entry {
     fn info(&self) -> Info {
         Info {
@@ -106,19 +102,6 @@ impl LibraryKernel for Entry {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        let (bf16, f32) = (DType::BF16, DType::F32);
-        let cfg = VocabConfig::default();
-        let small = VocabConfig { rows: 4, cols: 64, threads: 64, ..cfg };
-        match scale {
-            Scale::Small => vec![
-                case(0, 70, bf16, small),
-                case(1, 1, bf16, small),
-                case(9, 200, bf16, small),
-                case(6, 128, f32, small),
-                case(3, 2500, bf16, cfg),
-            ],
-            Scale::Representative => vec![case(1024, 129_280, bf16, cfg)],
-            Scale::Full => vec![case(256, 129_280, f32, cfg), case(4096, 16160, bf16, cfg)],
-        }
+        loss_cases(scale, VocabConfig::default(), 1024, problem)
     }
 }

@@ -9,7 +9,9 @@ pub mod reverse_kl;
 pub mod sampling_topk;
 pub mod token_order;
 
+use crate::library::{Case, Problem, ProblemError, Scale};
 use zellige::prelude::*;
+use zellige_ir::DType;
 
 /// Tile sizes of the losses over the vocabulary.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
@@ -30,6 +32,33 @@ impl Default for VocabConfig {
     fn default() -> VocabConfig {
         VocabConfig { rows: 2, cols: 4096, stages: 2, threads: 256 }
     }
+}
+
+/// The cases of a loss over the vocabulary: no rows, one logit, remainders of every tile, and V4's vocabulary, whole with
+/// `rows` rows and cut in eight for as many devices.
+fn loss_cases(
+    scale: Scale,
+    cfg: VocabConfig,
+    rows: usize,
+    build: fn(usize, usize, DType, VocabConfig) -> Result<Problem, ProblemError>,
+) -> Vec<Case> {
+    let (bf16, f32) = (DType::BF16, DType::F32);
+    let small = VocabConfig { rows: 4, cols: 64, threads: 64, ..cfg };
+    let sizes = match scale {
+        Scale::Small => vec![
+            (0, 70, bf16, small),
+            (1, 1, bf16, small),
+            (9, 200, bf16, small),
+            (6, 128, f32, small),
+            (3, 2500, bf16, cfg),
+        ],
+        Scale::Representative => vec![(rows, 129_280, bf16, cfg)],
+        Scale::Full => vec![(rows / 4, 129_280, f32, cfg), (4 * rows, 16_160, bf16, cfg)],
+    };
+    let case = |(rows, vocab, dtype, cfg): (usize, usize, DType, VocabConfig)| {
+        Case::new(format!("rows={rows} vocab={vocab} {dtype}"), cfg, move |cfg| build(rows, vocab, dtype, cfg))
+    };
+    sizes.into_iter().map(case).collect()
 }
 
 /// Sets the columns of a tile from `valid` on: they lie beyond the vocabulary.

@@ -1,7 +1,7 @@
 //! Reverse KL divergence between student and teacher over the whole vocabulary, and its gradient: on-policy distillation.
 
 use super::cross_entropy::{LOSS, take_rows};
-use super::{VocabConfig, fill_columns_from};
+use super::{VocabConfig, fill_columns_from, loss_cases};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -170,24 +170,9 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-fn cases(scale: Scale, build: fn(usize, usize, DType, VocabConfig) -> Result<Problem, ProblemError>) -> Vec<Case> {
-    let case = |rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig| {
-        Case::new(format!("rows={rows} vocab={vocab} {dtype}"), cfg, move |cfg| build(rows, vocab, dtype, cfg))
-    };
-    let (bf16, f32) = (DType::BF16, DType::F32);
-    let cfg = VocabConfig { rows: 1, ..VocabConfig::default() };
-    let small = VocabConfig { rows: 4, cols: 64, threads: 64, ..cfg };
-    match scale {
-        Scale::Small => vec![
-            case(0, 70, bf16, small),
-            case(1, 1, bf16, small),
-            case(9, 200, bf16, small),
-            case(6, 128, f32, small),
-            case(3, 2500, bf16, cfg),
-        ],
-        Scale::Representative => vec![case(256, 129_280, bf16, cfg)],
-        Scale::Full => vec![case(64, 129_280, f32, cfg), case(1024, 16160, bf16, cfg)],
-    }
+/// One row a block: two tensors of logits are read.
+fn case_config() -> VocabConfig {
+    VocabConfig { rows: 1, ..VocabConfig::default() }
 }
 
 impl LibraryKernel for Entry {
@@ -212,7 +197,7 @@ impl LibraryKernel for Entry {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        cases(scale, problem)
+        loss_cases(scale, case_config(), 256, problem)
     }
 }
 
@@ -238,6 +223,6 @@ impl LibraryKernel for BackwardEntry {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        cases(scale, backward_problem)
+        loss_cases(scale, case_config(), 256, backward_problem)
     }
 }
