@@ -39,6 +39,7 @@ extern crate self as zellige;
 mod buffer;
 mod compare;
 mod expr;
+mod extents;
 mod kernel;
 mod loops;
 pub mod random;
