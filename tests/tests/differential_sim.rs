@@ -5,7 +5,7 @@
 #[path = "../../codegen/tests/ptx/kernels.rs"]
 mod kernels;
 
-use kernels::Gemm;
+use kernels::{Gemm, Ordering};
 use proptest::prelude::*;
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::interp::{Arg, Interpreter, TensorArg};
@@ -177,6 +177,43 @@ fn a_histogram_with_atomics_and_a_scan() {
     for len in [1, 300, 1000] {
         let mut value = |_: &str, _: DType, _: usize| (255.0 * r.next() * r.next()).floor();
         agree(&func, &args(&func, &[("len", len)], &mut value), &exact);
+    }
+}
+
+/// Selection inside warps and sorting networks of every shape: one line and many, short of a power of two, with one element,
+/// more lines than threads, records of one and of two registers.
+#[test]
+fn orders_of_every_size_and_type() {
+    let base = Ordering { dtype: DType::F32, lines: 1, n: 384, k: 6, descending: true, threads: 128 };
+    let sizes = [
+        base,
+        Ordering { lines: 8, ..base },
+        Ordering { lines: 3, n: 1, k: 1, threads: 32, ..base },
+        Ordering { lines: 300, n: 7, k: 2, threads: 64, ..base },
+        Ordering { lines: 5, n: 17, k: 17, descending: false, ..base },
+        Ordering { n: 700, k: 1, ..base },
+        Ordering { n: 600, k: 33, threads: 256, ..base },
+        Ordering { lines: 2, n: 100, k: 50, threads: 32, ..base },
+        Ordering { n: 3000, k: 20, threads: 64, descending: false, ..base },
+    ];
+    let types = [DType::BF16, DType::I32, DType::U8, DType::F64, DType::I64];
+    let typed = types.iter().flat_map(|&dtype| {
+        [Ordering { dtype, lines: 3, n: 70, ..base }, Ordering { dtype, n: 90, k: 40, descending: false, ..base }]
+    });
+    let mut r = Numbers(8);
+    for o in sizes.into_iter().chain(typed) {
+        let mut value = |_: &str, dtype: DType, i: usize| match i % 13 {
+            3 if dtype.is_float() => f64::NAN,
+            7 if dtype.is_float() => -0.0,
+            8 if dtype.is_float() => f64::NEG_INFINITY,
+            9 => 0.0,
+            // Few values: ties everywhere.
+            1 | 5 => (r.next() * 8.0 - 4.0).floor(),
+            _ if dtype.is_float() => r.next() * 1e3 - 5e2,
+            _ => (r.next() * 250.0 - 125.0).floor(),
+        };
+        let func = kernels::ordering(o);
+        agree(&func, &args(&func, &[], &mut value), &exact);
     }
 }
 
