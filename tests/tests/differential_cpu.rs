@@ -1,12 +1,14 @@
-//! Random programs as machine code against the interpreter, bit for bit.
+//! Random programs, and those of the filetests, as machine code against the interpreter, bit for bit.
 //!
 //! All sums of these programs are exact, so their order does not show, except in the sign of a zero: a sum of
 //! negative zeros may come out as either. Of two NaN any counts as the other.
 
 use proptest::prelude::*;
+use std::path::Path;
 use zellige_codegen::cpu::{CpuOptions, Stage, emit, run::run};
 use zellige_ir::Const;
 use zellige_ir::interp::{Arg, Interpreter};
+use zellige_tests::filetest::{self, TestFile, inputs};
 use zellige_tests::random::{Config, Program, plans};
 
 fn configs() -> [Config; 3] {
@@ -54,4 +56,22 @@ proptest! {
         let program = plan.build(&configs()[which]);
         check(&program, &CpuOptions { check_bounds }).map_err(TestCaseError::fail)?;
     }
+}
+
+#[test]
+fn machine_code_runs_the_filetests() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests/run");
+    let mut runs = 0;
+    for path in filetest::files(&directory).expect("the directory is readable") {
+        let file = TestFile::read(&path).expect("the file is readable");
+        let funcs = file.funcs().expect("the file parses");
+        // Runs that fail have no outputs.
+        for run in file.runs.iter().filter(|run| !run.outputs.is_empty()) {
+            let args = inputs::args(&funcs[0], &run.inputs).expect("the inputs fit");
+            let program = Program { func: funcs[0].clone(), args };
+            check(&program, &CpuOptions::default()).unwrap_or_else(|e| panic!("{}:{}: {e}", path.display(), run.line));
+            runs += 1;
+        }
+    }
+    assert!(runs >= 20, "{runs} runs");
 }

@@ -11,6 +11,7 @@ mod guard;
 mod math;
 mod order;
 mod parallel;
+mod producer;
 mod reduce;
 mod rep;
 mod scalar;
@@ -26,6 +27,7 @@ use super::abi::{ARGS_OFFSET, ArgSlot, CpuKernel, FailureKind, FailureSite, Prin
 use super::loopir::{BinOp, Builder, LoopFunc, Ty, Val};
 use super::plan::{self, Cell, Layout};
 use super::{CodegenError, CpuOptions};
+use producer::Producer;
 use rep::reg;
 use std::collections::{HashMap, HashSet};
 use zellige_ir::{
@@ -93,6 +95,10 @@ pub(crate) struct Lower<'f> {
     local_defs: HashSet<Value>,
     /// The open loops of tile IR: depth of the scope they stand in, and the buffers that something in them may write.
     loops: Vec<(usize, HashSet<Buffer>)>,
+    /// Ops that touch the elements of each buffer.
+    uses: Vec<u32>,
+    /// Tiles that the reduction which follows computes itself.
+    producers: HashMap<Buffer, Producer>,
     /// Loads being lowered read memory that does not change inside this scope.
     invariant: Option<usize>,
 }
@@ -127,6 +133,8 @@ pub(crate) fn lower(func: &Func, opts: &CpuOptions) -> Result<Lowered> {
         unguarded: HashSet::new(),
         local_defs: HashSet::new(),
         loops: Vec::new(),
+        uses: producer::count_uses(func),
+        producers: HashMap::new(),
         invariant: None,
     };
     let slots = arg_slots(func);
@@ -448,7 +456,13 @@ impl Lower<'_> {
 
     pub(crate) fn region(&mut self, region: Region) -> Result {
         let func = self.func;
-        func.regions[region].ops.iter().try_for_each(|&op| self.op(op))
+        func.regions[region].ops.iter().enumerate().try_for_each(|(at, &op)| match self.producer_at(region, at) {
+            Some((tile, producer)) => {
+                self.producers.insert(tile, producer);
+                Ok(())
+            }
+            None => self.op(op),
+        })
     }
 
     fn op(&mut self, at: Op) -> Result {

@@ -70,7 +70,7 @@ impl Lower<'_> {
         ops > LARGE && checked * 8 < ops
     }
 
-    fn forget(&mut self, ops: &[zellige_ir::Op]) {
+    pub(super) fn forget(&mut self, ops: &[zellige_ir::Op]) {
         for op in ops {
             self.unguarded.remove(op);
         }
@@ -191,6 +191,11 @@ impl Lower<'_> {
             }
         });
         score
+    }
+
+    /// Are all accesses of a body to neighbours along `iv`, or to the same element?
+    pub(super) fn reads_along(&self, iv: Value, body: Region) -> bool {
+        self.score(iv, body).scattered == 0
     }
 
     fn slope(&self, v: Value, slopes: &mut HashMap<Value, Slope>) -> Slope {

@@ -5,6 +5,7 @@
 
 use super::access::Guard;
 use super::copy::View;
+use super::producer::Producer;
 use super::rep::{Rep, W, reg, vec_reg};
 use super::scalar::number_min_max;
 use super::{Lower, Result, Stride};
@@ -12,8 +13,11 @@ use crate::cpu::loopir::{BinOp, FloatCc, Ty, UnOp, Val};
 use zellige_ir::numerics::Const;
 use zellige_ir::{CmpOp, DType, Op, ReduceOp, Window};
 
-/// Vector accumulators of a line: hides the latency of an addition.
-const ACCUMULATORS: usize = 4;
+/// Vector accumulators of a line: hides the latency of an addition, at two loads in a cycle.
+const ACCUMULATORS: usize = 8;
+
+/// Vectors of lines that are reduced in a row where lines are neighbours.
+const ACROSS: usize = 4;
 
 /// How elements are combined.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,9 @@ enum Step {
 struct Line<'a> {
     op: ReduceOp,
     s: &'a View,
+    src: &'a Window,
+    /// Computes the elements, if they are not in memory.
+    producer: Option<&'a Producer>,
     axis: usize,
     outer: &'a [usize],
     point: &'a [Rep],
@@ -125,14 +132,21 @@ impl Lower<'_> {
         let extents: Vec<Val> = outer.iter().map(|a| self.b.i64(s.shape[*a] as i64)).collect();
         let pad = self.immediate(to, 0);
         let guard = if d.storage.global { Guard::Check(pad) } else { Guard::Inside };
-        let inside = self.view_inside(&s);
+        let producer = self.producers.remove(&src.buffer);
+        let (inside, proved) = match &producer {
+            None => (self.view_inside(&s), Vec::new()),
+            Some(p) => {
+                let ivs: Vec<_> = p.indices.iter().copied().zip(s.storage.extents.iter().copied()).collect();
+                self.prove_inside(&ivs, p.body).unwrap_or_else(|| (self.b.bits(Ty::I8, 1), Vec::new()))
+            }
+        };
         let plain = self.b.as_const(inside) == Some(1);
         // Four lines at once, if they are neighbours and the line itself is not.
         let across = (0..outer.len())
             .rev()
             .find(|&i| s.stride(outer[i]) == Stride::Const(1) && s.shape[outer[i]] >= W && vec_reg(ty).is_some());
         let nest = |l: &mut Self, guarded: bool| {
-            l.box_loop(&extents, across.filter(|_| !guarded), ACCUMULATORS, &mut |l, point| {
+            l.box_loop(&extents, across.filter(|_| !guarded), ACROSS, &mut |l, point| {
                 let dst_idx = d.index(l, point);
                 let start = if accumulate {
                     let v = l.load_elem(&d.storage, &dst_idx, guard);
@@ -140,18 +154,25 @@ impl Lower<'_> {
                 } else {
                     Rep::Uni(l.immediate(ty, identity(op, ty).bits()))
                 };
-                let line = Line { op, s: &s, axis, outer: &outer, point, ty, guarded };
+                let producer = producer.as_ref();
+                let line = Line { op, s: &s, src, producer, axis, outer: &outer, point, ty, guarded };
                 let total = l.reduce_exactly(&line, start)?;
                 let total = l.cast(total, ty, to);
                 l.store_elem(&d.storage, &dst_idx, total, guard);
                 Ok(())
             })
         };
+        let proved: Vec<Op> = proved.into_iter().filter(|op| self.unguarded.insert(*op)).collect();
+        let fast = |l: &mut Self| {
+            nest(l, false)?;
+            l.forget(&proved);
+            Ok(())
+        };
         if plain {
-            return nest(self, false);
+            return fast(self);
         }
         self.b.begin_if(inside);
-        nest(self, false)?;
+        fast(self)?;
         self.b.begin_else(&[]);
         nest(self, true)?;
         self.b.end_if(&[]);
@@ -198,7 +219,7 @@ impl Lower<'_> {
     }
 
     fn reduce_line(&mut self, line: &Line<'_>, start: Rep, step: Step) -> Result<Rep> {
-        let Line { op, s, axis, outer, point, ty, guarded } = *line;
+        let Line { op, s, src, producer, axis, outer, point, ty, guarded } = *line;
         let from = s.storage.dtype;
         let n = s.shape[axis] as i64;
         let pad = self.immediate(from, 0);
@@ -208,9 +229,14 @@ impl Lower<'_> {
             for (&a, &rep) in outer.iter().zip(point) {
                 p[a] = rep;
             }
-            let idx = s.index(l, &p);
-            let x = l.load_elem(&s.storage, &idx, guard);
-            l.cast(x, from, ty)
+            let x = match producer {
+                Some(producer) => l.produce(producer, src, &p)?,
+                None => {
+                    let idx = s.index(l, &p);
+                    l.load_elem(&s.storage, &idx, guard)
+                }
+            };
+            Ok(l.cast(x, from, ty))
         };
         let zero = self.b.i64(0);
         if point.iter().any(|p| !p.is_uniform()) {
@@ -219,7 +245,7 @@ impl Lower<'_> {
             let first = if step == Step::Quick { self.neutral(op, ty) } else { start };
             let end = self.b.i64(n);
             let lp = self.b.begin_for(zero, end, 1, &[first]);
-            let x = load(self, Rep::Uni(lp.iv));
+            let x = load(self, Rep::Uni(lp.iv))?;
             let x = self.as_vec(x, ty);
             let next = self.combine_by(step, op, lp.params[0], x, ty);
             let total = self.b.end_for(lp, &[next])[0];
@@ -229,13 +255,13 @@ impl Lower<'_> {
         let along = s.stride(axis) == Stride::Const(1) && vec_reg(ty).is_some() && !guarded;
         let vectors = if along { n / W as i64 } else { 0 };
         if vectors > 0 {
-            let partial = self.reduce_vectors(op, vectors, ty, step, &load);
+            let partial = self.reduce_vectors(op, vectors, ty, step, &load)?;
             total = self.fold_lanes(op, total, partial, ty);
         }
         let (lo, hi) = (self.b.i64(vectors * W as i64), self.b.i64(n));
         if vectors * (W as i64) < n {
             let lp = self.b.begin_for(lo, hi, 1, &[total]);
-            let x = load(self, Rep::Uni(lp.iv));
+            let x = load(self, Rep::Uni(lp.iv))?;
             let x = self.lane(x, ty, 0);
             let next = self.combine(op, lp.params[0], x, ty);
             total = self.b.end_for(lp, &[next])[0];
@@ -260,8 +286,8 @@ impl Lower<'_> {
         vectors: i64,
         ty: DType,
         step: Step,
-        load: &dyn Fn(&mut Self, Rep) -> Rep,
-    ) -> Val {
+        load: &dyn Fn(&mut Self, Rep) -> Result<Rep>,
+    ) -> Result<Val> {
         let w = W as i64;
         let many = (ACCUMULATORS as i64).min(vectors);
         let init = self.neutral(op, ty);
@@ -273,15 +299,15 @@ impl Lower<'_> {
         let nexts: Vec<Val> = (0..many)
             .map(|k| {
                 let base = self.b.add_imm(lp.iv, k * w);
-                let x = load(self, Rep::Lin { base, step: 1 });
+                let x = load(self, Rep::Lin { base, step: 1 })?;
                 let x = self.as_vec(x, ty);
-                self.combine_by(step, op, lp.params[k as usize], x, ty)
+                Ok(self.combine_by(step, op, lp.params[k as usize], x, ty))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let mut sums = self.b.end_for(lp, &nexts);
         for (k, v) in (whole..vectors).enumerate() {
             let base = self.b.i64(v * w);
-            let x = load(self, Rep::Lin { base, step: 1 });
+            let x = load(self, Rep::Lin { base, step: 1 })?;
             let x = self.as_vec(x, ty);
             sums[k] = self.combine_by(step, op, sums[k], x, ty);
         }
@@ -295,7 +321,7 @@ impl Lower<'_> {
                 })
                 .collect();
         }
-        sums[0]
+        Ok(sums[0])
     }
 
     /// Combines `total` with the lanes of a vector, pairwise.
