@@ -7,7 +7,7 @@ use zellige_ir::verify::Rule;
 use zellige_ir::{OpKind, verify};
 use zellige_tests::filetest::{self, TestFile, commands, passes};
 
-const DIRECTORIES: [&str; 7] = ["parse", "verify", "run", "simplify", "licm", "forward", "pipeline"];
+const DIRECTORIES: [&str; 8] = ["parse", "verify", "run", "simplify", "licm", "roll", "forward", "pipeline"];
 
 #[test]
 fn parse() {
@@ -32,6 +32,11 @@ fn simplify() {
 #[test]
 fn licm() {
     filetest::check_directory("licm", passes::PASSES);
+}
+
+#[test]
+fn roll() {
+    filetest::check_directory("roll", passes::PASSES);
 }
 
 #[test]
