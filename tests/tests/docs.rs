@@ -34,6 +34,11 @@ fn adding_a_pass() {
     check_excerpts("docs/add-a-pass.md");
 }
 
+#[test]
+fn the_kernel_of_the_readme() {
+    check_excerpts("README.md");
+}
+
 /// The messages that the README shows are ones that tests keep.
 #[test]
 fn the_errors_of_the_readme() {
