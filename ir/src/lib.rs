@@ -8,6 +8,7 @@
 
 pub mod analysis;
 pub mod builder;
+mod combine;
 pub mod diagnostic;
 mod dtype;
 pub mod element;

@@ -21,7 +21,7 @@ impl Machine<'_> {
         self.spend(op, (m * n * k) as u64)?;
         let (va, vb) = (self.read_zero_padded(op, a)?, self.read_zero_padded(op, b)?);
         let mut vc = self.read_zero_padded(op, acc)?;
-        let ty = wide(self.dtype(acc.buffer));
+        let ty = self.dtype(acc.buffer).accumulator();
         match ty {
             DType::F32 => {
                 let operand = |c: &Const| {
@@ -92,7 +92,7 @@ impl Machine<'_> {
         if accumulate && positions.is_some() {
             return self.malformed(op, format!("{f} cannot accumulate"));
         }
-        let ty = wide(self.dtype(dst.buffer));
+        let ty = self.dtype(dst.buffer).accumulator();
         let start = if accumulate { Some(self.read_zero_padded(op, dst)?) } else { None };
         let mut results = Vec::with_capacity(dst.len());
         for (i, line) in lines(&shape, axis).enumerate() {
@@ -112,7 +112,7 @@ impl Machine<'_> {
                 None => {
                     let identity = match &start {
                         Some(values) => Some(cast(values[i], ty)),
-                        None => reduce_identity(f, ty),
+                        None => f.identity(ty),
                     };
                     let Some(mut sum) = identity else {
                         return self.malformed(op, format!("{f} of {ty} elements"));
@@ -145,14 +145,10 @@ impl Machine<'_> {
         }
         self.expect_shape(op, "the destination", &dst.shape(), &shape)?;
         self.check_overlap(op, src, dst, true)?;
-        let f = match f {
-            ScanOp::Sum => ReduceOp::Sum,
-            ScanOp::Max => ReduceOp::Max,
-            ScanOp::Min => ReduceOp::Min,
-        };
-        let ty = wide(self.dtype(dst.buffer));
+        let f = ReduceOp::from(f);
+        let ty = self.dtype(dst.buffer).accumulator();
         let values = self.read_zero_padded(op, src)?;
-        let Some(identity) = reduce_identity(f, ty) else {
+        let Some(identity) = f.identity(ty) else {
             return self.malformed(op, format!("a scan of {ty} elements"));
         };
         let mut results = vec![identity; values.len()];
@@ -167,55 +163,6 @@ impl Machine<'_> {
             }
         }
         self.write_window(op, dst, &results)
-    }
-}
-
-/// The type in which sums of `ty` elements are formed.
-fn wide(ty: DType) -> DType {
-    match ty {
-        DType::F16 | DType::BF16 => DType::F32,
-        DType::Bool
-        | DType::I8
-        | DType::I16
-        | DType::I32
-        | DType::I64
-        | DType::U8
-        | DType::U16
-        | DType::U32
-        | DType::U64
-        | DType::Index
-        | DType::F32
-        | DType::F64
-        | DType::F8E4M3
-        | DType::F8E5M2
-        | DType::F4E2M1
-        | DType::E8M0 => ty,
-    }
-}
-
-/// What a reduction without elements gives: `None` if it is not defined on the type, or has no such value.
-pub(super) fn reduce_identity(f: ReduceOp, ty: DType) -> Option<Const> {
-    let is_float = ty.is_float() && ty.is_arithmetic();
-    match f {
-        ReduceOp::Sum if ty.is_arithmetic() => Some(Const::zero(ty)),
-        ReduceOp::AbsMax if is_float || ty.is_signed_int() => Some(Const::zero(ty)),
-        ReduceOp::Max if is_float => Some(Const::from_f64(ty, f64::NEG_INFINITY)),
-        ReduceOp::Min if is_float => Some(Const::from_f64(ty, f64::INFINITY)),
-        // Saturating casts give the ends of the integer's range.
-        ReduceOp::Max | ReduceOp::AbsMax if ty.is_int() => Some(Const::from_f64(ty, f64::NEG_INFINITY)),
-        ReduceOp::Min if ty.is_int() => Some(Const::from_f64(ty, f64::INFINITY)),
-        ReduceOp::Or | ReduceOp::Xor if ty.is_int() || ty == DType::Bool => Some(Const::zero(ty)),
-        ReduceOp::And if ty == DType::Bool => Some(Const::from_bool(true)),
-        ReduceOp::And if ty.is_int() => Some(Const::from_bits(ty, u64::MAX)),
-        ReduceOp::Sum
-        | ReduceOp::Max
-        | ReduceOp::Min
-        | ReduceOp::AbsMax
-        | ReduceOp::And
-        | ReduceOp::Or
-        | ReduceOp::Xor
-        | ReduceOp::ArgMax
-        | ReduceOp::ArgMin => None,
     }
 }
 

@@ -43,41 +43,6 @@ struct Line<'a> {
     guarded: bool,
 }
 
-/// The type in which elements of `ty` are combined.
-pub(super) fn accumulator(ty: DType) -> DType {
-    match ty {
-        DType::F16 | DType::BF16 => DType::F32,
-        DType::Bool
-        | DType::I8
-        | DType::I16
-        | DType::I32
-        | DType::I64
-        | DType::U8
-        | DType::U16
-        | DType::U32
-        | DType::U64
-        | DType::Index
-        | DType::F32
-        | DType::F64
-        | DType::F8E4M3
-        | DType::F8E5M2
-        | DType::F4E2M1
-        | DType::E8M0 => ty,
-    }
-}
-
-/// What a combination of no elements gives. Sums of floats start from +0.
-pub(super) fn identity(op: ReduceOp, ty: DType) -> Const {
-    match op {
-        ReduceOp::Max => Const::from_f64(ty, f64::NEG_INFINITY),
-        ReduceOp::Min => Const::from_f64(ty, f64::INFINITY),
-        ReduceOp::And => Const::from_bits(ty, u64::MAX),
-        ReduceOp::Sum | ReduceOp::AbsMax | ReduceOp::Or | ReduceOp::Xor | ReduceOp::ArgMax | ReduceOp::ArgMin => {
-            Const::zero(ty)
-        }
-    }
-}
-
 impl Lower<'_> {
     /// One step in registers, scalar or vector.
     pub(super) fn combine(&mut self, op: ReduceOp, sum: Val, x: Val, ty: DType) -> Val {
@@ -127,7 +92,7 @@ impl Lower<'_> {
             return self.arg_reduce(op, &s, &d, axis);
         }
         let to = d.storage.dtype;
-        let ty = accumulator(to);
+        let ty = to.accumulator();
         let outer: Vec<usize> = (0..s.shape.len()).filter(|a| *a != axis).collect();
         let extents: Vec<Val> = outer.iter().map(|a| self.b.i64(s.shape[*a] as i64)).collect();
         let pad = self.immediate(to, 0);
@@ -152,7 +117,7 @@ impl Lower<'_> {
                     let v = l.load_elem(&d.storage, &dst_idx, guard);
                     l.cast(v, to, ty)
                 } else {
-                    Rep::Uni(l.immediate(ty, identity(op, ty).bits()))
+                    Rep::Uni(l.immediate(ty, op.identity(ty).unwrap_or(Const::zero(ty)).bits()))
                 };
                 let producer = producer.as_ref();
                 let line = Line { op, s: &s, src, producer, axis, outer: &outer, point, ty, guarded };
@@ -273,7 +238,7 @@ impl Lower<'_> {
     fn neutral(&mut self, op: ReduceOp, ty: DType) -> Val {
         let neutral = match (op, ty.is_float()) {
             (ReduceOp::Sum, true) => Const::from_f64(ty, -0.0),
-            _ => identity(op, ty),
+            _ => op.identity(ty).unwrap_or(Const::zero(ty)),
         };
         let v = self.immediate(ty, neutral.bits());
         self.as_vec(Rep::Uni(v), ty)

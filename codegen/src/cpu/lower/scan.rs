@@ -1,11 +1,10 @@
 //! Running combinations along an axis.
 
 use super::access::Guard;
-use super::reduce::{accumulator, identity};
 use super::rep::{Rep, W};
 use super::{Lower, Result, Stride};
 use crate::cpu::loopir::Val;
-use zellige_ir::{Op, ReduceOp, ScanOp, Window};
+use zellige_ir::{Const, Op, ReduceOp, ScanOp, Window};
 
 impl Lower<'_> {
     #[allow(clippy::too_many_arguments)]
@@ -20,14 +19,10 @@ impl Lower<'_> {
         exclusive: bool,
     ) -> Result {
         let (s, d) = (self.view(at, src)?, self.view(at, dst)?);
-        let op = match op {
-            ScanOp::Sum => ReduceOp::Sum,
-            ScanOp::Max => ReduceOp::Max,
-            ScanOp::Min => ReduceOp::Min,
-        };
+        let op = ReduceOp::from(op);
         let (from, to) = (s.storage.dtype, d.storage.dtype);
-        let ty = accumulator(to);
-        let start = identity(op, ty);
+        let ty = to.accumulator();
+        let start = op.identity(ty).unwrap_or(Const::zero(ty));
         let n = s.shape[axis] as i64;
         let outer: Vec<usize> = (0..s.shape.len()).filter(|a| *a != axis).collect();
         let extents: Vec<Val> = outer.iter().map(|a| self.b.i64(s.shape[*a] as i64)).collect();

@@ -18,40 +18,6 @@ use zellige_ir::{BinaryOp, Const, DType, Op, ReduceOp, UnaryOp, Window};
 /// Elements along the reduced axis that a thread handles without a loop when they come from memory.
 const MAX_UNROLLED: usize = 32;
 
-/// The type in which a reduction into `ty` is computed.
-pub fn wide(ty: DType) -> DType {
-    match ty {
-        DType::F16 | DType::BF16 => DType::F32,
-        _ => ty,
-    }
-}
-
-/// What combining starts from: an element that changes nothing. `None` if the type has none.
-pub fn identity(f: ReduceOp, ty: DType) -> Option<Const> {
-    let float = ty.is_float() && ty.is_arithmetic();
-    match f {
-        ReduceOp::Sum if ty.is_arithmetic() => Some(Const::zero(ty)),
-        ReduceOp::AbsMax if float || ty.is_signed_int() => Some(Const::zero(ty)),
-        ReduceOp::Max if float => Some(Const::from_f64(ty, f64::NEG_INFINITY)),
-        ReduceOp::Min if float => Some(Const::from_f64(ty, f64::INFINITY)),
-        // Saturating conversions give the ends of an integer's range.
-        ReduceOp::Max | ReduceOp::AbsMax if ty.is_int() => Some(Const::from_f64(ty, f64::NEG_INFINITY)),
-        ReduceOp::Min if ty.is_int() => Some(Const::from_f64(ty, f64::INFINITY)),
-        ReduceOp::Or | ReduceOp::Xor if ty.is_int() || ty == DType::Bool => Some(Const::zero(ty)),
-        ReduceOp::And if ty == DType::Bool => Some(Const::from_bool(true)),
-        ReduceOp::And if ty.is_int() => Some(Const::from_bits(ty, u64::MAX)),
-        ReduceOp::Sum
-        | ReduceOp::Max
-        | ReduceOp::Min
-        | ReduceOp::AbsMax
-        | ReduceOp::And
-        | ReduceOp::Or
-        | ReduceOp::Xor
-        | ReduceOp::ArgMax
-        | ReduceOp::ArgMin => None,
-    }
-}
-
 /// What is carried along: a value, and for the positional reductions where it stands.
 #[derive(Clone, Copy, Debug)]
 struct Item {
@@ -101,9 +67,9 @@ impl Lowerer<'_> {
         }
         let from = self.dtype(src.buffer);
         let positional = matches!(f, ReduceOp::ArgMax | ReduceOp::ArgMin);
-        let ty = if positional { from } else { wide(self.dtype(dst.buffer)) };
+        let ty = if positional { from } else { self.dtype(dst.buffer).accumulator() };
         let r = Reduction { f, from, ty };
-        if !positional && identity(f, ty).is_none() {
+        if !positional && f.identity(ty).is_none() {
             return self.undefined(op, f.name(), ty);
         }
         let dist = match self.whole_dist(src) {
@@ -184,7 +150,7 @@ impl Lowerer<'_> {
             let c = match r.f {
                 // -0 changes no sum, +0 would change that of negative zeros.
                 ReduceOp::Sum if r.ty.is_float() => Const::from_f64(r.ty, -0.0),
-                f => identity(f, r.ty).unwrap_or(Const::zero(r.ty)),
+                f => f.identity(r.ty).unwrap_or(Const::zero(r.ty)),
             };
             return Item { value: self.constant_reg(c), position: None };
         }
@@ -395,7 +361,7 @@ impl Lowerer<'_> {
         }
         let mut full: SmallVec<[usize; 4]> = SmallVec::from_slice(&[count]);
         full.extend(shape.iter().copied());
-        let carried = if r.is_positional() && r.from == DType::Bool { DType::I32 } else { wide(r.ty) };
+        let carried = if r.is_positional() && r.from == DType::Bool { DType::I32 } else { r.ty.accumulator() };
         let values = self.scratch("reduce", carried, &full);
         let positions = r.is_positional().then(|| self.scratch("reduce", DType::I32, &full));
         // The warps' digits as one number.

@@ -1,7 +1,6 @@
 //! `scan`: a warp for each line, 32 elements at a time, with the running result carried from chunk to chunk.
 
 use super::index::{self, Idx};
-use super::reduce::{identity, wide};
 use super::value::Scalar;
 use super::view::{Coords, View};
 use super::{Lowerer, Result, cast, scalar};
@@ -28,13 +27,13 @@ impl Lowerer<'_> {
         if src.is_empty() {
             return Ok(());
         }
-        let ty = wide(self.dtype(dst.buffer));
-        let (reduction, f) = match f {
-            ScanOp::Sum => (ReduceOp::Sum, BinaryOp::Add),
-            ScanOp::Max => (ReduceOp::Max, BinaryOp::Max),
-            ScanOp::Min => (ReduceOp::Min, BinaryOp::Min),
+        let ty = self.dtype(dst.buffer).accumulator();
+        let Some(neutral) = ReduceOp::from(f).identity(ty) else { return self.undefined(op, f.name(), ty) };
+        let f = match f {
+            ScanOp::Sum => BinaryOp::Add,
+            ScanOp::Max => BinaryOp::Max,
+            ScanOp::Min => BinaryOp::Min,
         };
-        let Some(neutral) = identity(reduction, ty) else { return self.undefined(op, f.name(), ty) };
         let neutral = self.constant_reg(neutral);
         let from = self.readable(op, src.buffer)?;
         let from_offsets = self.offsets(op, src)?;

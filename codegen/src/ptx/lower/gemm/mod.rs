@@ -8,7 +8,6 @@ pub mod plan;
 use super::dist::Dist;
 use super::frag::Fragment;
 use super::place::Place;
-use super::reduce::wide;
 use super::{Lowerer, Result, cast};
 use plan::GemmPlan;
 use std::rc::Rc;
@@ -24,7 +23,7 @@ impl Lowerer<'_> {
             return Ok(());
         }
         let plan = plan::plan(self.func, self.target, a, b, acc, precision);
-        let ty = wide(self.dtype(acc.buffer));
+        let ty = self.dtype(acc.buffer).accumulator();
         let dist = match &plan {
             GemmPlan::Mma(p) => {
                 let layout = p.acc().map_err(|e| self.layout_error("no layout for an accumulator", e))?;
