@@ -2,7 +2,7 @@
 
 use super::Emitter;
 use super::names::Names;
-use crate::ptx::simt::{SimtOp, Ty, Val};
+use crate::ptx::simt::{SimtOp, Ty, Val, Var};
 
 impl Emitter<'_> {
     pub(super) fn hopper(&mut self, op: &SimtOp) {
@@ -83,6 +83,15 @@ impl Emitter<'_> {
                     "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ty}.{ty} {{{}}}, {a}, {b}, {scale_d}, 1, 1, {}, {};",
                     regs.join(", "),
                     u8::from(*trans_a),
+                    u8::from(*trans_b)
+                ));
+            }
+            SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, trans_b } => {
+                let names = |vars: &[Var]| -> Vec<String> { vars.iter().map(|v| self.names.var(self.k, *v)).collect() };
+                let (acc, a) = (names(acc).join(", "), names(a).join(", "));
+                let (b, scale_d) = (self.reg(*b), self.reg(*scale_d));
+                self.line(&format!(
+                    "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ty}.{ty} {{{acc}}}, {{{a}}}, {b}, {scale_d}, 1, 1, {};",
                     u8::from(*trans_b)
                 ));
             }

@@ -319,6 +319,7 @@ impl Emitter<'_> {
             | SimtOp::AsyncFence {}
             | SimtOp::WgmmaFence {}
             | SimtOp::Wgmma { .. }
+            | SimtOp::WgmmaRegs { .. }
             | SimtOp::WgmmaCommit {}
             | SimtOp::WgmmaWait { .. }
             | SimtOp::SetRegs { .. }

@@ -24,6 +24,9 @@ impl Lowerer<'_> {
         if let Some(done) = self.hopper_store(op, dst) {
             return done;
         }
+        if let Some(done) = self.hopper_arrival(op) {
+            return done;
+        }
         let dist = self.copy_dist(src, dst)?;
         self.copy_under(op, src, dst, pad, &dist)
     }

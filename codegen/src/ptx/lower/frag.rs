@@ -108,6 +108,15 @@ impl Fragment {
         value
     }
 
+    /// Forgets the contents: they are not needed again.
+    pub fn discard(&mut self) {
+        for word in &mut self.words {
+            word.value = None;
+            word.dirty = false;
+            word.elems.iter_mut().for_each(|e| *e = None);
+        }
+    }
+
     /// Writes everything back and forgets the cached contents: what follows runs under other conditions.
     pub fn flush(&mut self, b: &mut Builder) {
         for w in 0..self.words.len() {

@@ -154,6 +154,10 @@ impl Infer<'_> {
         for p in &plan.products {
             let layout = p.layout().map_err(|e| self.error(p.op, "no layout for a wgmma accumulator", e))?;
             self.assign(p.acc, Rc::new(Dist::new(layout)), "fixed", p.op);
+            if let Some((operand, layout)) = p.operand_fragment() {
+                let layout = layout.map_err(|e| self.error(p.op, "no layout for an operand of wgmma", e))?;
+                self.assign(operand, Rc::new(Dist::new(layout)), "fixed", p.op);
+            }
         }
         let products: Vec<Op> = plan.products.iter().map(|p| p.op).collect();
         self.ops.retain(|op| !products.contains(op));

@@ -12,6 +12,7 @@ pub fn run(k: &mut Kernel) {
         match &data.op {
             SimtOp::Get { var, .. } => reads[var.index()] += 1,
             SimtOp::Wgmma { acc, .. } => acc.iter().for_each(|var| reads[var.index()] += 1),
+            SimtOp::WgmmaRegs { acc, a, .. } => acc.iter().chain(a).for_each(|var| reads[var.index()] += 1),
             _ => {}
         }
     });

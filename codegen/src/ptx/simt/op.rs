@@ -445,7 +445,7 @@ impl SimtOp {
     pub fn written_vars(&self) -> &[Var] {
         match self {
             SimtOp::Set { var, .. } => std::slice::from_ref(var),
-            SimtOp::Wgmma { acc, .. } => acc,
+            SimtOp::Wgmma { acc, .. } | SimtOp::WgmmaRegs { acc, .. } => acc,
             _ => &[],
         }
     }
@@ -551,6 +551,8 @@ simt_ops! {
     /// `acc = a * b + (scale_d ? acc : 0)` over a warpgroup: 64 x `n` in f32, 16 deep, operands in shared memory given by
     /// matrix descriptors (b64). Asynchronous: `acc` may not be touched before a wait.
     "wgmma" Write Wgmma { acc: Vars, ty: WgmmaTy, n: u32, a: Val, b: Val, scale_d: Val, trans_a: bool, trans_b: bool }
+    /// As `wgmma`, with A in four registers (b32) of each thread, which may not be changed before a wait.
+    "wgmma_regs" Write WgmmaRegs { acc: Vars, ty: WgmmaTy, n: u32, a: Vars, b: Val, scale_d: Val, trans_b: bool }
     /// Closes a group of products.
     "wgmma_commit" Sync WgmmaCommit {}
     /// Waits until at most `pending` groups of products are unfinished.

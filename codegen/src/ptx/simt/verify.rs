@@ -297,6 +297,13 @@ impl Verifier<'_> {
                 let floats = acc.iter().all(|v| self.k.vars[*v] == Ty::F32);
                 if fits && floats { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
             }
+            SimtOp::WgmmaRegs { acc, n, a, b, scale_d, .. } => {
+                self.want(*b, Ty::B64)?;
+                self.want(*scale_d, Ty::Pred)?;
+                let fits = *n % 8 == 0 && (8..=256).contains(n) && acc.len() == *n as usize / 2 && a.len() == 4;
+                let classes = acc.iter().all(|v| self.k.vars[*v] == Ty::F32) && a.iter().all(|v| self.k.vars[*v] == Ty::B32);
+                if fits && classes { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
+            }
             SimtOp::StMatrix { addr, vals, .. } => {
                 self.addr(addr, Space::Shared)?;
                 if !matches!(vals.len(), 1 | 2 | 4) {

@@ -44,6 +44,30 @@ pub fn accumulator_tile(
     FragmentLayout::exact(map)
 }
 
+/// Accumulators of a tile of `shape` (m, n) that each of `copies` warpgroups computes as a whole, with instructions of
+/// width `inst_n`; registers as in [`accumulator_tile`].
+pub fn copied_accumulator_tile(
+    shape: [usize; 2],
+    inst_n: usize,
+    copies: usize,
+) -> Result<FragmentLayout, LayoutError> {
+    check_n(inst_n)?;
+    let rm = blocks("wgmma accumulator", "m", shape[0], M, 1)?;
+    let rn = blocks("wgmma accumulator", "n", shape[1], inst_n, 1)?;
+    let map = FragmentLayout::builder(2)
+        .tile(REGISTER, 2, "dim1")
+        .tile(LANE, 4, "dim1")
+        .tile(LANE, 8, "dim0")
+        .tile(REGISTER, 2, "dim0")
+        .tile(REGISTER, inst_n / 8, "dim1")
+        .tile(WARP_DIM, 4, "dim0")
+        .tile(REGISTER, rn, "dim1")
+        .replicate(WARP_DIM, copies)
+        .tile(REGISTER, rm, "dim0")
+        .build()?;
+    FragmentLayout::exact(map)
+}
+
 /// Operand A in registers for one instruction: 64 x K with K = 256 / `bits` (16: f16, bf16; 32: tf32; 8: fp8, s8, u8).
 pub fn a(bits: usize) -> Result<FragmentLayout, LayoutError> {
     a_tile([M, 256 / bits.clamp(1, 256)], bits, [1, 1])

@@ -4,12 +4,12 @@ use super::super::index::{self, Idx};
 use super::super::place::Place;
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
-use super::plan::{HopperPlan, Product};
+use super::plan::{HopperPlan, OperandA, Product};
 use super::{HopperRole, Rings};
 use crate::ptx::simt::{Bin, Cmp, Num, SimtOp, Special, Ty, Val, Var, Vars};
 use std::rc::Rc;
 use zellige_ir::layout::instances::wgmma::{Major, SharedOperand};
-use zellige_ir::{EntityId, Op, Value};
+use zellige_ir::{Buffer, EntityId, Op, Value};
 
 /// A matrix descriptor of a slot of a ring, without what changes from instruction to instruction.
 struct Descriptor {
@@ -19,9 +19,18 @@ struct Descriptor {
     high: Val,
 }
 
+/// Registers of 32 bits that hold a thread's share of A for one instruction.
+const REGISTERS_OF_A: usize = 4;
+
+/// The first operand of a product.
+enum First<'p> {
+    Tile(Descriptor, &'p SharedOperand),
+    Registers(Vars),
+}
+
 impl Lowerer<'_> {
     pub(super) fn consume(&mut self, rings: &Rings, group: Val) -> Result {
-        self.start_ring(rings, 0);
+        self.start_rings(rings, 0);
         let func = self.func;
         let plan: &HopperPlan = &rings.plan;
         self.skip.extend(plan.products.iter().filter_map(|p| p.clear));
@@ -43,7 +52,10 @@ impl Lowerer<'_> {
     /// The loop whose tiles come through the rings, if `op` is that loop.
     pub(in super::super) fn hopper_loop(&mut self, op: Op, index: Value, extent: Idx) -> Option<Result> {
         let role = self.hopper.clone().filter(|h| h.rings.plan.loop_op == op)?;
-        Some(self.multiply(&role, op, index, extent))
+        Some(match role.rings.plan.mixed {
+            Some(_) => self.mixed_loop(&role, op, index, extent),
+            None => self.multiply(&role, op, index, extent),
+        })
     }
 
     fn multiply(&mut self, role: &HopperRole, op: Op, index: Value, extent: Idx) -> Result {
@@ -55,14 +67,14 @@ impl Lowerer<'_> {
         let k = self.b.begin_for(Ty::B32);
         self.env[index.index()] =
             Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 }));
-        let (slot, parity) = (self.b.get(rings.slot), self.b.get(rings.parity));
-        let full = self.barrier_at(rings, slot, false);
+        let (slot, parity) = (self.b.get(rings.at[0].slot), self.b.get(rings.at[0].parity));
+        let full = self.barrier_at(rings, 0, slot, false);
         self.b.push(SimtOp::MbarWait { addr: full, parity });
         self.b.push(SimtOp::WgmmaFence {});
         let later = self.b.setp(Cmp::Ne, Num::S32, k, zero);
         for (p, acc) in rings.plan.products.iter().zip(&accs) {
             self.b.at(&self.func.ops[p.op].span);
-            self.product(role, p, acc, slot, later);
+            self.product(role, p, acc, &[slot], later)?;
         }
         self.b.at(&self.func.ops[op].span);
         self.b.push(SimtOp::WgmmaCommit {});
@@ -70,7 +82,7 @@ impl Lowerer<'_> {
         self.b.push(SimtOp::WgmmaWait { pending: 1 });
         self.release(role, later);
         self.b.set(role.previous, slot);
-        self.advance(rings, slot, parity);
+        self.advance(rings, 0, slot, parity);
         self.b.end_for(k, zero, hi, one, true);
         self.b.push(SimtOp::WgmmaWait { pending: 0 });
         let ran = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
@@ -101,7 +113,7 @@ impl Lowerer<'_> {
     /// One lane of each warp gives the slot of the previous iteration back to each block that fills it, if there was one.
     fn release(&mut self, role: &HopperRole, exists: Val) {
         let previous = self.b.get(role.previous);
-        let addr = self.barrier_at(&role.rings, previous, true);
+        let addr = self.barrier_at(&role.rings, 0, previous, true);
         let cluster = role.rings.plan.cluster;
         let (lane, count) = (self.b.special(Special::LaneId), self.b.c32(cluster as i64));
         let some = self.b.setp(Cmp::Lt, Num::S32, lane, count);
@@ -113,46 +125,69 @@ impl Lowerer<'_> {
         }
     }
 
-    fn accumulators(&mut self, p: &Product) -> Result<Vars> {
-        match &self.places[p.acc.index()] {
+    pub(super) fn accumulators(&mut self, p: &Product) -> Result<Vars> {
+        self.registers_of(p.op, p.acc)
+    }
+
+    fn registers_of(&self, op: Op, buffer: Buffer) -> Result<Vars> {
+        match &self.places[buffer.index()] {
             Some(Place::Registers(f)) => Ok(f.vars().collect()),
             Some(Place::Memory(_) | Place::PerLane(_)) | None => {
-                self.malformed(p.op, "its accumulator has no registers")
+                self.malformed(op, "an accumulator or operand of it has no registers")
             }
         }
     }
 
-    /// The instructions of a product on one slot.
-    fn product(&mut self, role: &HopperRole, p: &Product, acc: &[Var], slot: Val, later: Val) {
+    /// The instructions of a product on one slot of each ring.
+    pub(super) fn product(
+        &mut self,
+        role: &HopperRole,
+        p: &Product,
+        acc: &[Var],
+        slots: &[Val],
+        later: Val,
+    ) -> Result {
         let [m, n, k] = p.shape;
         let [gm, gn] = p.warpgroups;
         let (row, column) = self.group_place(role.group, gn);
+        let slot_of = |load: usize| slots[role.rings.plan.loads[load].ring];
         // The warpgroup's first block along m and along n.
-        let row_bytes = if gm > 1 { p.operand_a.start_bytes(64, 0) as i64 } else { 0 };
+        let a = match &p.a {
+            OperandA::Tile { load, operand } => {
+                let row_bytes = if gm > 1 { operand.start_bytes(64, 0) as i64 } else { 0 };
+                let d = self.descriptor(&role.rings, *load, operand, slot_of(*load), row, row_bytes);
+                First::Tile(d, operand)
+            }
+            OperandA::Registers(buffer) => First::Registers(self.registers_of(p.op, *buffer)?),
+        };
         let column_bytes = if gn > 1 { p.operand_b.start_bytes(p.inst_n, 0) as i64 } else { 0 };
-        let a = self.descriptor(&role.rings, p.a, &p.operand_a, slot, row, row_bytes);
-        let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot, column, column_bytes);
+        let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot_of(p.b), column, column_bytes);
         let (blocks_m, blocks_n) = (m / (64 * gm), n / (p.inst_n * gn));
         let yes = self.b.pred(true);
         for step in 0..k / 16 {
             for im in 0..blocks_m {
                 for jn in 0..blocks_n {
-                    let a = self.at(&a, p.operand_a.start_bytes(64 * gm * im, 16 * step));
                     let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, 16 * step));
                     let from = (im * blocks_n + jn) * p.inst_n / 2;
-                    self.b.push(SimtOp::Wgmma {
-                        acc: acc[from..from + p.inst_n / 2].to_vec(),
-                        ty: p.ty,
-                        n: p.inst_n as u32,
-                        a,
-                        b,
-                        scale_d: if step == 0 && p.clear.is_some() { later } else { yes },
-                        trans_a: p.operand_a.major == Major::Mn,
-                        trans_b: p.operand_b.major == Major::Mn,
-                    });
+                    let (acc, ty, n) = (acc[from..from + p.inst_n / 2].to_vec(), p.ty, p.inst_n as u32);
+                    let scale_d = if step == 0 && p.clear.is_some() { later } else { yes };
+                    let trans_b = p.operand_b.major == Major::Mn;
+                    let op = match &a {
+                        First::Tile(d, operand) => {
+                            let a = self.at(d, operand.start_bytes(64 * gm * im, 16 * step));
+                            SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a: operand.major == Major::Mn, trans_b }
+                        }
+                        First::Registers(vars) => {
+                            let first = (im * (k / 16) + step) * REGISTERS_OF_A;
+                            let a = vars[first..first + REGISTERS_OF_A].to_vec();
+                            SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, trans_b }
+                        }
+                    };
+                    self.b.push(op);
                 }
             }
         }
+        Ok(())
     }
 
     /// Numbers of the warpgroup along m and n.

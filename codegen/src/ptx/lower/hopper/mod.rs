@@ -7,9 +7,11 @@
 
 mod cluster;
 mod consumer;
+mod mixed;
 pub mod plan;
 mod producer;
 mod store;
+mod turn;
 
 use super::index::{self, Idx};
 use super::value::Scalar;
@@ -43,9 +45,20 @@ pub(super) struct Rings {
     pub barriers: Obj,
     /// Boxes of accumulators on their way to tensors.
     pub staging: Obj,
-    /// Position in the rings: the slot, and the parity of its use. Each role has its own.
+    /// Positions in the rings. Each role has its own.
+    pub at: Vec<Position>,
+}
+
+/// A role's position in a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Position {
+    /// The slot, and the parity of its use.
     pub slot: Var,
     pub parity: Var,
+    /// Slots of the ring.
+    stages: usize,
+    /// Number of the ring's first barrier: the `full` ones, then the `empty` ones.
+    first: usize,
 }
 
 /// The role that is being lowered, where it is the one that multiplies.
@@ -120,7 +133,7 @@ impl Lowerer<'_> {
 
     fn explain_plan(&mut self, plan: &HopperPlan) {
         let at = self.span(plan.loop_op);
-        let bytes: usize = plan.loads.iter().map(|l| l.slot_bytes() * plan.stages).sum();
+        let bytes: usize = plan.loads.iter().map(|l| l.slot_bytes() * plan.rings[l.ring].stages).sum();
         self.explain.push(format!(
             "hopper: the loop at {at} runs on wgmma and tensor copies: {} warpgroups multiply, one copies into rings of {} \
              slots, {bytes} bytes",
@@ -131,9 +144,17 @@ impl Lowerer<'_> {
             let [gm, gn] = p.warpgroups;
             let at = self.span(p.op);
             self.explain.push(format!(
-                "hopper: the gemm at {at}, {m} x {n} x {k}, by instructions of 64 x {} x 16 in {gm} x {gn} warpgroups{}",
+                "hopper: the gemm at {at}, {m} x {n} x {k}, by instructions of 64 x {} x 16 in {gm} x {gn} warpgroups{}{}{}",
                 p.inst_n,
+                if p.copies > 1 { ", each alike" } else { "" },
+                if matches!(p.a, plan::OperandA::Registers(_)) { "; its first operand stays in registers" } else { "" },
                 if p.clear.is_some() { "; the first one clears the accumulator" } else { "" }
+            ));
+        }
+        if let Some(p) = plan.mixed.as_ref().and_then(|m| m.carried) {
+            let at = self.span(plan.products[p].op);
+            self.explain.push(format!(
+                "hopper: the gemm at {at} runs during the next iteration, beside the work on that one's first products"
             ));
         }
         if let Some((few, many)) = REGISTERS[plan.consumers] {
@@ -166,25 +187,30 @@ impl Lowerer<'_> {
         };
         let mut tiles = Vec::new();
         for l in &plan.loads {
-            let name = format!("ring of {} for shared {}", plan.stages, self.name(l.buffer));
-            tiles.push(self.b.new_obj(shared(name, l.slot_bytes() * plan.stages, 1024)));
+            let stages = plan.rings[l.ring].stages;
+            let name = format!("ring of {stages} for shared {}", self.name(l.buffer));
+            tiles.push(self.b.new_obj(shared(name, l.slot_bytes() * stages, 1024)));
         }
-        let barriers = self.b.new_obj(shared("barriers of the rings".into(), 2 * MBARRIER * plan.stages, 16));
+        let (mut at, mut first) = (Vec::new(), 0);
+        for ring in &plan.rings {
+            let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
+            at.push(Position { slot, parity, stages: ring.stages, first });
+            first += 2 * ring.stages;
+        }
+        let barriers = self.b.new_obj(shared("barriers of the rings".into(), MBARRIER * first, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
-        let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
-        Rings { plan: plan.clone(), tiles, barriers, staging, slot, parity }
+        Rings { plan: plan.clone(), tiles, barriers, staging, at }
     }
 
     /// One thread makes the barriers; all others wait until they can be used.
     fn init_barriers(&mut self, rings: &Rings) {
         let first = self.first_thread();
         let base = self.b.shared_addr(rings.barriers);
-        let stages = rings.plan.stages;
         // A slot is filled from all blocks of the cluster, so all of them must be done with it.
         let warps = (rings.plan.cluster * rings.plan.consumers * WARPGROUP / WARP) as u32;
         let (then_body, ()) = self.b.in_block(false, |b| {
-            for s in 0..stages {
-                for (at, count) in [(s, 1), (stages + s, warps)] {
+            for (ring, s) in rings.at.iter().flat_map(|r| (0..r.stages).map(move |s| (r, s))) {
+                for (at, count) in [(ring.first + s, 1), (ring.first + ring.stages + s, warps)] {
                     let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
                     b.push(SimtOp::MbarInit { addr, count });
                 }
@@ -302,31 +328,42 @@ impl Lowerer<'_> {
     }
 
     /// Address of a slot's barrier; `empty` ones stand behind the `full` ones.
-    fn barrier_at(&mut self, rings: &Rings, slot: Val, empty: bool) -> Addr {
+    fn barrier_at(&mut self, rings: &Rings, ring: usize, slot: Val, empty: bool) -> Addr {
         let base = self.b.shared_addr(rings.barriers);
         let size = self.b.c32(MBARRIER as i64);
         let at = self.b.mad(Num::S32, slot, size, base);
-        let offset = if empty { MBARRIER * rings.plan.stages } else { 0 };
+        let Position { first, stages, .. } = rings.at[ring];
+        let offset = MBARRIER * (first + if empty { stages } else { 0 });
         Addr { base: at, offset: offset as i32, obj: rings.barriers }
     }
 
-    /// Starts at slot 0. `parity` is that of the phase waited for first.
-    fn start_ring(&mut self, rings: &Rings, parity: i64) {
+    /// Starts at slots 0. `parity` is that of the phase waited for first.
+    fn start_rings(&mut self, rings: &Rings, parity: i64) {
         let (zero, parity) = (self.b.c32(0), self.b.c32(parity));
-        self.b.set(rings.slot, zero);
-        self.b.set(rings.parity, parity);
+        for at in &rings.at {
+            self.b.set(at.slot, zero);
+            self.b.set(at.parity, parity);
+        }
+    }
+
+    /// The position after this one.
+    fn next(&mut self, rings: &Rings, ring: usize, slot: Val, parity: Val) -> (Val, Val) {
+        let b = &mut self.b;
+        let stages = rings.at[ring].stages;
+        let (one, zero, limit) = (b.c32(1), b.c32(0), b.c32(stages as i64));
+        let flipped = b.bin(Bin::Xor, Num::B32, parity, one);
+        if stages == 1 {
+            return (zero, flipped);
+        }
+        let next = b.add(Num::S32, slot, one);
+        let wraps = b.setp(Cmp::Eq, Num::S32, next, limit);
+        (b.selp(wraps, zero, next), b.selp(wraps, flipped, parity))
     }
 
     /// Moves on to the next slot.
-    fn advance(&mut self, rings: &Rings, slot: Val, parity: Val) {
-        let b = &mut self.b;
-        let (one, zero, stages) = (b.c32(1), b.c32(0), b.c32(rings.plan.stages as i64));
-        let next = b.add(Num::S32, slot, one);
-        let wraps = b.setp(Cmp::Eq, Num::S32, next, stages);
-        let next = b.selp(wraps, zero, next);
-        let flipped = b.bin(Bin::Xor, Num::B32, parity, one);
-        let flipped = b.selp(wraps, flipped, parity);
-        b.set(rings.slot, next);
-        b.set(rings.parity, flipped);
+    fn advance(&mut self, rings: &Rings, ring: usize, slot: Val, parity: Val) {
+        let (next, flipped) = self.next(rings, ring, slot, parity);
+        self.b.set(rings.at[ring].slot, next);
+        self.b.set(rings.at[ring].parity, flipped);
     }
 }

@@ -5,6 +5,7 @@
 //! the units of sm_80.
 
 use super::super::infer::is_whole;
+use super::mixed;
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
 use crate::ptx::target::{Arch, Target};
@@ -19,7 +20,7 @@ use zellige_ir::{
 pub const WARPGROUP: usize = 128;
 
 /// Accumulator registers that leave a thread room for everything else, by the warpgroups that multiply.
-const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
+pub(super) const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
 
 /// Extent limit of a box of a tensor map.
 const MAX_BOX: usize = 256;
@@ -39,6 +40,26 @@ pub struct HopperPlan {
     pub loads: Vec<Load>,
     pub products: Vec<Product>,
     pub stores: Vec<Store>,
+    /// Slots that change hands together.
+    pub rings: Vec<Ring>,
+    /// Set if the loop does more than copy and multiply.
+    pub mixed: Option<Mixed>,
+}
+
+/// Slots of shared tiles that the loads of one ring fill together and products give back together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ring {
+    /// Slots.
+    pub stages: usize,
+    /// Filled once before the loop, not in every iteration.
+    pub once: bool,
+}
+
+/// What a loop needs that works on its products between them.
+#[derive(Clone, Debug)]
+pub struct Mixed {
+    /// Position in [`HopperPlan::products`] of the product that ends an iteration and is started during the next one.
+    pub carried: Option<usize>,
 }
 
 impl HopperPlan {
@@ -91,6 +112,8 @@ pub struct Load {
     pub tile: Vec<u32>,
     /// The blocks of a cluster want the same tile: each fetches a part for all.
     pub shared: bool,
+    /// Position in [`HopperPlan::rings`].
+    pub ring: usize,
 }
 
 impl Load {
@@ -131,20 +154,78 @@ pub struct Product {
     pub inst_n: usize,
     /// Warpgroups along m and n.
     pub warpgroups: [usize; 2],
-    /// Positions in [`HopperPlan::loads`].
-    pub a: usize,
+    /// Warpgroups that compute the same.
+    pub copies: usize,
+    pub a: OperandA,
+    /// Position in [`HopperPlan::loads`].
     pub b: usize,
-    pub operand_a: SharedOperand,
     pub operand_b: SharedOperand,
-    /// The op that clears the accumulator right before the loop: the first product does that instead.
+    /// The op that clears the accumulator right before the loop (in a mixed loop: in every iteration): the first product
+    /// does that instead.
     pub clear: Option<Op>,
+}
+
+/// Where the first operand of a product is.
+#[derive(Clone, Debug)]
+pub enum OperandA {
+    Tile {
+        /// Position in [`HopperPlan::loads`].
+        load: usize,
+        operand: SharedOperand,
+    },
+    /// In a fragment.
+    Registers(Buffer),
 }
 
 impl Product {
     /// The accumulator's layout.
     pub fn layout(&self) -> Result<FragmentLayout, LayoutError> {
-        wgmma::accumulator_tile([self.shape[0], self.shape[1]], self.inst_n, self.warpgroups)
+        let shape = [self.shape[0], self.shape[1]];
+        if self.copies > 1 {
+            return wgmma::copied_accumulator_tile(shape, self.inst_n, self.copies);
+        }
+        wgmma::accumulator_tile(shape, self.inst_n, self.warpgroups)
     }
+
+    /// The fragment that holds the first operand and its layout, if one does.
+    pub fn operand_fragment(&self) -> Option<(Buffer, Result<FragmentLayout, LayoutError>)> {
+        let OperandA::Registers(buffer) = self.a else { return None };
+        Some((buffer, wgmma::a_tile([self.shape[0], self.shape[2]], 16, self.warpgroups)))
+    }
+
+    /// Registers of 32 bits of a thread: accumulators, and the first operand if it is in registers.
+    pub fn registers(&self) -> usize {
+        let [m, n, k] = self.shape;
+        let threads = WARPGROUP * self.warpgroups[0];
+        let operand = if matches!(self.a, OperandA::Registers(_)) { m * k / 2 / threads } else { 0 };
+        m * n / (threads * self.warpgroups[1]) + operand
+    }
+
+    /// Loads that fill its operands.
+    pub fn loads(&self) -> impl Iterator<Item = usize> {
+        let a = match self.a {
+            OperandA::Tile { load, .. } => Some(load),
+            OperandA::Registers(_) => None,
+        };
+        a.into_iter().chain([self.b])
+    }
+}
+
+impl HopperPlan {
+    /// True if a product reads tiles of a ring.
+    pub fn reads(&self, product: usize, ring: usize) -> bool {
+        self.products[product].loads().any(|l| self.loads[l].ring == ring)
+    }
+}
+
+/// How a product may be cut among warpgroups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Split {
+    /// By rows, or else by columns.
+    Tile,
+    /// As the work between products wants it: by rows, or else each warpgroup has all rows of what products of shared tiles
+    /// leave, and some columns of what products of fragments leave.
+    Rows,
 }
 
 /// Why a kernel does not fit; nothing if there is no loop that could.
@@ -155,6 +236,14 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if target.arch != Arch::Sm90a {
         return Err(None);
     }
+    match streamed(func, target) {
+        Err(why) => mixed::plan(func, target).map_err(|other| other.or(why)),
+        plan => plan,
+    }
+}
+
+/// The plan of a loop that does nothing but copy and multiply.
+fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     let body = &func.regions[func.body].ops;
     let loops: Vec<(Op, u32, Region)> = body
         .iter()
@@ -172,7 +261,7 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         return refuse(format!("its {} threads are not 1 to 3 warpgroups", func.threads));
     }
     let consumers = func.threads / WARPGROUP;
-    let finder = Finder { func, loop_op, region, consumers };
+    let finder = Finder { func, loop_op, region, path: vec![func.body], consumers };
     let mut loads = finder.loads()?;
     let products = finder.products(&loads)?;
     if products.is_empty() || loads.is_empty() {
@@ -188,7 +277,9 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         stores.clear();
     }
     let (cluster, cluster_axis) = finder.share(&mut loads, &products, &stores);
-    Ok(HopperPlan { loop_op, stages: stages as usize, consumers, cluster, cluster_axis, loads, products, stores })
+    let stages = stages as usize;
+    let rings = vec![Ring { stages, once: false }];
+    Ok(HopperPlan { loop_op, stages, consumers, cluster, cluster_axis, loads, products, stores, rings, mixed: None })
 }
 
 /// Most bytes that boxes of accumulators take.
@@ -196,11 +287,19 @@ fn staging_limit(consumers: usize) -> usize {
     consumers * BOXES * wgmma::M * 128
 }
 
-fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
     Err(Some(why.into()))
 }
 
-fn has_gemm(func: &Func, region: Region) -> bool {
+/// True for a load of an element that no block changes.
+pub(super) fn loads_constant(func: &Func, kind: &OpKind) -> bool {
+    let OpKind::Load { buffer, .. } = kind else { return false };
+    func.params
+        .iter()
+        .any(|p| matches!(p, Param::Tensor { buffer: b, access: Access::Read } if b == buffer))
+}
+
+pub(super) fn has_gemm(func: &Func, region: Region) -> bool {
     func.regions[region].ops.iter().any(|&op| matches!(func.ops[op].kind, OpKind::Gemm { .. }))
 }
 
@@ -209,8 +308,10 @@ pub(super) struct Finder<'f> {
     pub(super) func: &'f Func,
     pub(super) loop_op: Op,
     /// The loop's body.
-    region: Region,
-    consumers: usize,
+    pub(super) region: Region,
+    /// The function's body and the conditionals that the loop stands in, outermost first.
+    pub(super) path: Vec<Region>,
+    pub(super) consumers: usize,
 }
 
 impl Finder<'_> {
@@ -247,7 +348,7 @@ impl Finder<'_> {
         Ok(loads)
     }
 
-    fn load(&self, op: Op, src: &Window, dst: &Window) -> Result<Load, String> {
+    pub(super) fn load(&self, op: Op, src: &Window, dst: &Window) -> Result<Load, String> {
         let func = self.func;
         let data = &func.buffers[src.buffer];
         if data.scope != Scope::Global || func.buffers[dst.buffer].scope != Scope::Shared {
@@ -288,24 +389,25 @@ impl Finder<'_> {
         tile[axes[0]] = rows as u32;
         tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits()) as u32;
         tile.reverse();
-        Ok(Load { op, param: param as u32, dtype, buffer: dst.buffer, rows, cols, swizzle, tile, shared: false })
+        Ok(Load { op, param: param as u32, dtype, buffer: dst.buffer, rows, cols, swizzle, tile, shared: false, ring: 0 })
     }
 
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
-    fn is_ahead(&self, v: Value) -> bool {
+    pub(super) fn is_ahead(&self, v: Value) -> bool {
         let func = self.func;
         let ValueDef::Op(op) = func.values[v].def else { return true };
         if op == self.loop_op {
             return true;
         }
-        let here = [func.prelude, func.body, self.region].iter().any(|&r| func.regions[r].ops.contains(&op));
+        let regions = self.path.iter().chain([&func.prelude, &self.region]);
+        let here = regions.into_iter().any(|&r| func.regions[r].ops.contains(&op));
         let kind = &func.ops[op].kind;
-        let mut ahead = here && kind.effect() == Effect::Pure;
+        let mut ahead = here && (kind.effect() == Effect::Pure || loads_constant(func, kind));
         kind.for_each_use(&mut |u| ahead = ahead && self.is_ahead(u));
         ahead
     }
 
-    fn used_outside(&self, buffer: Buffer) -> bool {
+    pub(super) fn used_outside(&self, buffer: Buffer) -> bool {
         let func = self.func;
         let (mut all, mut inside) = (0, 0);
         func.walk(func.body, &mut |_, d| {
@@ -324,7 +426,7 @@ impl Finder<'_> {
             let OpKind::Gemm { a, b, acc, .. } = &func.ops[op].kind else { continue };
             let at = &func.ops[op].span;
             let product =
-                self.product(op, [a, b, acc], loads).map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
+                self.product(op, [a, b, acc], loads, Split::Tile).map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
             if products.iter().any(|p| p.acc == product.acc) {
                 return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
             }
@@ -337,7 +439,13 @@ impl Finder<'_> {
         Ok(products)
     }
 
-    fn product(&self, op: Op, [a, b, acc]: [&Window; 3], loads: &[Load]) -> Result<Product, String> {
+    pub(super) fn product(
+        &self,
+        op: Op,
+        [a, b, acc]: [&Window; 3],
+        loads: &[Load],
+        split: Split,
+    ) -> Result<Product, String> {
         let func = self.func;
         let data = &func.buffers[acc.buffer];
         if data.scope != Scope::Fragment || data.dtype != DType::F32 || !is_whole(func, acc) {
@@ -347,7 +455,9 @@ impl Finder<'_> {
             let at = loads.iter().position(|l| l.buffer == w.buffer && w.covers_whole_buffer(func));
             at.ok_or_else(|| "its operands are not whole tiles that the loop copies".to_owned())
         };
-        let (la, lb) = (find(a)?, find(b)?);
+        let in_registers = split != Split::Tile && func.buffers[a.buffer].scope == Scope::Fragment && is_whole(func, a);
+        let la = if in_registers { None } else { Some(find(a)?) };
+        let lb = find(b)?;
         let (sa, sc) = (a.shape(), acc.shape());
         let shape @ [m, n, k] = [sc[0], sc[1], sa[1]];
         let (da, db) = (self.dtype(a.buffer), self.dtype(b.buffer));
@@ -357,7 +467,11 @@ impl Finder<'_> {
             _ => return Err(format!("there is no product of {da} by {db}")),
         };
         let g = self.consumers;
-        let warpgroups = if m.is_multiple_of(wgmma::M * g) { [g, 1] } else { [1, g] };
+        let (warpgroups, copies) = match split {
+            _ if m.is_multiple_of(wgmma::M * g) => ([g, 1], 1),
+            Split::Rows if la.is_some() => ([1, 1], g),
+            Split::Tile | Split::Rows => ([1, g], 1),
+        };
         if !m.is_multiple_of(wgmma::M * warpgroups[0]) || !n.is_multiple_of(8 * warpgroups[1]) || !k.is_multiple_of(16)
         {
             return Err(format!("{m} x {n} x {k} does not divide among {g} warpgroups"));
@@ -377,15 +491,22 @@ impl Finder<'_> {
         let operand = |mn: usize, major: Major, load: usize| {
             wgmma::shared_operand([mn, k], 16, major, loads[load].swizzle).map_err(|e| e.to_string())
         };
-        let (operand_a, operand_b) = (operand(m, major_a, la)?, operand(n, major_b, lb)?);
-        for (major, block, load) in [(major_a, wgmma::M, la), (major_b, inst_n, lb)] {
-            let columns = loads[load].box_cols();
+        for (major, block, load) in [(major_a, wgmma::M, la), (major_b, inst_n, Some(lb))] {
+            let columns = load.map_or(1, |l| loads[l].box_cols());
             if major == Major::Mn && !block.is_multiple_of(columns) {
                 return Err(format!("{block} columns of an instruction are no multiple of a box's {columns}"));
             }
         }
-        let clear = self.clear(acc.buffer);
-        Ok(Product { op, acc: acc.buffer, ty, shape, inst_n, warpgroups, a: la, b: lb, operand_a, operand_b, clear })
+        let operand_b = operand(n, major_b, lb)?;
+        let a = match la {
+            Some(load) => OperandA::Tile { load, operand: operand(m, major_a, load)? },
+            None => OperandA::Registers(a.buffer),
+        };
+        let clear = match split {
+            Split::Tile => self.clear(acc.buffer, self.path[0], self.loop_op),
+            Split::Rows => self.clear(acc.buffer, self.region, op),
+        };
+        Ok(Product { op, acc: acc.buffer, ty, shape, inst_n, warpgroups, copies, a, b: lb, operand_b, clear })
     }
 
     /// Copies of whole accumulators that tensor copies can do: the only uses of their tensors.
@@ -425,11 +546,11 @@ impl Finder<'_> {
         fits.then_some(Store { op, param: param as u32, dtype: data.dtype, product, swizzle, tile })
     }
 
-    /// The op before the loop that clears the accumulator, if nothing touches it in between.
-    fn clear(&self, acc: Buffer) -> Option<Op> {
+    /// The op before `end` in a region that clears the accumulator, if nothing touches it in between.
+    fn clear(&self, acc: Buffer, region: Region, end: Op) -> Option<Op> {
         let func = self.func;
-        let ops = &func.regions[func.body].ops;
-        let at = ops.iter().position(|&op| op == self.loop_op)?;
+        let ops = &func.regions[region].ops;
+        let at = ops.iter().position(|&op| op == end)?;
         for &op in ops[..at].iter().rev() {
             let kind = &func.ops[op].kind;
             if let OpKind::Fill { dst, value } = kind

@@ -4,7 +4,7 @@ use super::super::index::{self, Idx};
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
 use super::Rings;
-use super::plan::{Load, WARPGROUP};
+use super::plan::{WARPGROUP, loads_constant};
 use crate::ptx::simt::{Addr, Bin, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
 use zellige_ir::{EntityId, Op, OpKind, Region};
 
@@ -21,7 +21,7 @@ impl Lowerer<'_> {
             self.b.push(SimtOp::MapPrefetch { map });
         }
         // The phase before the first one counts as ended: all slots are free.
-        self.start_ring(rings, 1);
+        self.start_rings(rings, 1);
         let func = self.func;
         self.blocks(&rings.plan, &mut |l| l.produce_region(rings, func.body))?;
         self.b.close();
@@ -35,8 +35,23 @@ impl Lowerer<'_> {
         let func = self.func;
         for &op in &func.regions[region].ops {
             self.b.at(&func.ops[op].span);
-            if self.runs_ahead(op) && self.scalar_op(op, None)? {
+            if self.runs_ahead(op) && self.ahead_op(op)? {
                 continue;
+            }
+            if let Some(load) = rings.plan.loads.iter().position(|l| l.op == op) {
+                self.fill_slots(rings, &[load])?;
+            }
+            if let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind
+                && rings.plan.mixed.is_some()
+                && self.holds(*then_body, rings.plan.loop_op)
+            {
+                let (cond, then_body, empty) = (self.reg(op, *cond, None)?, *then_body, *else_body);
+                debug_assert!(!self.holds(empty, rings.plan.loop_op));
+                let then_block = self.b.open(false);
+                self.produce_region(rings, then_body)?;
+                self.b.close();
+                let (else_block, ()) = self.b.in_block(false, |_| ());
+                self.b.push(SimtOp::If { cond, uniform: true, then_body: then_block, else_body: else_block });
             }
             if op == rings.plan.loop_op
                 && let OpKind::For { indices, extents, body, .. } = &func.ops[op].kind
@@ -64,24 +79,77 @@ impl Lowerer<'_> {
         known
     }
 
+    /// True if the region holds the op, directly or nested.
+    fn holds(&self, region: Region, op: Op) -> bool {
+        let mut found = false;
+        self.func.walk(region, &mut |o, _| found |= o == op);
+        found
+    }
+
+    /// Lowers a scalar op of the block, or the load of an element that no block changes. Returns false for other ops.
+    fn ahead_op(&mut self, op: Op) -> Result<bool> {
+        if self.scalar_op(op, None)? {
+            return Ok(true);
+        }
+        let kind = &self.func.ops[op].kind;
+        let OpKind::Load { out, buffer, indices } = kind else { return Ok(false) };
+        let constant = loads_constant(self.func, kind);
+        if constant {
+            self.load_scalar(op, *out, *buffer, indices)?;
+        }
+        Ok(constant)
+    }
+
     fn produce_iteration(&mut self, rings: &Rings, body: Region) -> Result {
         let func = self.func;
-        let (slot, parity) = (self.b.get(rings.slot), self.b.get(rings.parity));
-        let empty = self.barrier_at(rings, slot, true);
-        self.b.push(SimtOp::MbarWait { addr: empty, parity });
-        let full = self.barrier_at(rings, slot, false);
-        let bytes = rings.plan.loads.iter().map(Load::bytes).sum::<usize>() as u32;
-        self.b.push(SimtOp::MbarExpect { addr: full, bytes });
+        let plan = rings.plan.clone();
+        let mut filled = vec![false; plan.rings.len()];
         for &op in &func.regions[body].ops {
             self.b.at(&func.ops[op].span);
-            match rings.plan.loads.iter().position(|l| l.op == op) {
-                Some(i) => self.load_tile(rings, i, slot, full)?,
-                None => {
-                    self.scalar_op(op, None)?;
+            match plan.loads.iter().find(|l| l.op == op) {
+                Some(l) if filled[l.ring] => {}
+                Some(l) => {
+                    filled[l.ring] = true;
+                    let together: Vec<usize> = (0..plan.loads.len()).filter(|&o| plan.loads[o].ring == l.ring).collect();
+                    for &o in &together {
+                        self.offsets_of(plan.loads[o].op, body)?;
+                    }
+                    self.fill_slots(rings, &together)?;
                 }
+                None if self.runs_ahead(op) => {
+                    self.ahead_op(op)?;
+                }
+                None => {}
             }
         }
-        self.advance(rings, slot, parity);
+        Ok(())
+    }
+
+    /// Computes what a copy's place depends on, as far as the loop's body does.
+    fn offsets_of(&mut self, copy: Op, body: Region) -> Result {
+        let func = self.func;
+        for &op in func.regions[body].ops.iter().take_while(|&&op| op != copy) {
+            if self.runs_ahead(op) {
+                self.ahead_op(op)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the next slot of a ring is free and starts the copies into it.
+    fn fill_slots(&mut self, rings: &Rings, loads: &[usize]) -> Result {
+        let plan = rings.plan.clone();
+        let ring = plan.loads[loads[0]].ring;
+        let (slot, parity) = (self.b.get(rings.at[ring].slot), self.b.get(rings.at[ring].parity));
+        let empty = self.barrier_at(rings, ring, slot, true);
+        self.b.push(SimtOp::MbarWait { addr: empty, parity });
+        let full = self.barrier_at(rings, ring, slot, false);
+        let bytes = loads.iter().map(|&l| plan.loads[l].bytes()).sum::<usize>() as u32;
+        self.b.push(SimtOp::MbarExpect { addr: full, bytes });
+        for &load in loads {
+            self.load_tile(rings, load, slot, full)?;
+        }
+        self.advance(rings, ring, slot, parity);
         Ok(())
     }
 

@@ -1,0 +1,229 @@
+//! Plans for loops that work on their products between them, as attention does: products of shared tiles into fragments,
+//! anything on those fragments, products whose first operand is one of them.
+//!
+//! Each tile has a ring of its own, so that a tile goes back when its own products are done. Operands that the loop never
+//! changes are filled once before it. If the last op of an iteration is a product, it is started during the next iteration
+//! instead, after that one's first products: the work between products then runs beside it.
+
+use super::plan::{
+    Finder, HopperPlan, Load, MAX_ACCUMULATORS, Mixed, Product, Refusal, Ring, Split, WARPGROUP, has_gemm, refuse,
+};
+use crate::ptx::target::Target;
+use zellige_ir::{Buffer, Effect, Func, LoopKind, Op, OpKind, Region, Scope, Visit};
+
+/// A loop with products, and the regions it stands in, outermost first.
+struct Found {
+    op: Op,
+    stages: usize,
+    body: Region,
+    path: Vec<Region>,
+}
+
+/// Finds the plan of a function whose only loop with products does more than multiply.
+pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
+    let mut found = Vec::new();
+    find(func, &mut vec![func.body], &mut found);
+    let mut all = 0;
+    func.walk(func.body, &mut |_, d| all += usize::from(matches!(d.kind, OpKind::Gemm { .. })));
+    let [Found { op: loop_op, stages, body: region, path }] = &found[..] else { return Err(None) };
+    let inside = func.regions[*region].ops.iter().filter(|&&op| matches!(func.ops[op].kind, OpKind::Gemm { .. })).count();
+    if inside != all {
+        return refuse("there are products outside of its pipelined loop, or in loops and conditionals inside of it");
+    }
+    if !func.threads.is_multiple_of(WARPGROUP) || func.threads > 3 * WARPGROUP {
+        return refuse(format!("its {} threads are not 1 to 3 warpgroups", func.threads));
+    }
+    let consumers = func.threads / WARPGROUP;
+    let finder = Finder { func, loop_op: *loop_op, region: *region, path: path.clone(), consumers };
+    let mut rings = Vec::new();
+    let loads = finder.all_loads(*stages, &mut rings)?;
+    let products = finder.all_products(&loads)?;
+    finder.check_work(&loads)?;
+    let need: usize = loads.iter().map(|l| l.slot_bytes() * rings[l.ring].stages).sum();
+    let have = target.arch.max_shared_bytes() as usize - 1024;
+    if need > have {
+        return refuse(format!("its tiles need {need} bytes of shared memory in {stages} stages, there are {have}"));
+    }
+    let mut plan = HopperPlan {
+        loop_op: *loop_op,
+        stages: *stages,
+        consumers,
+        cluster: 1,
+        cluster_axis: 0,
+        loads,
+        products,
+        stores: Vec::new(),
+        rings,
+        mixed: None,
+    };
+    plan.mixed = Some(Mixed { carried: finder.carried(&plan) });
+    Ok(plan)
+}
+
+/// Collects the pipelined loops with products that stand in nothing but conditionals.
+fn find(func: &Func, path: &mut Vec<Region>, found: &mut Vec<Found>) {
+    let Some(&here) = path.last() else { return };
+    for &op in &func.regions[here].ops {
+        match &func.ops[op].kind {
+            OpKind::For { kind: LoopKind::Pipelined { stages }, body, .. } if has_gemm(func, *body) => {
+                found.push(Found { op, stages: *stages as usize, body: *body, path: path.clone() });
+            }
+            OpKind::If { then_body, .. } => {
+                path.push(*then_body);
+                find(func, path, found);
+                path.pop();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Finder<'_> {
+    /// The loads of the loop, each with a ring, and those that its products need from before it.
+    fn all_loads(&self, stages: usize, rings: &mut Vec<Ring>) -> Result<Vec<Load>, Refusal> {
+        let func = self.func;
+        let mut loads: Vec<Load> = Vec::new();
+        let mut add = |op: Op, once: bool| -> Result<(), Refusal> {
+            let OpKind::Copy { src, dst, pad } = &func.ops[op].kind else { return Ok(()) };
+            let at = &func.ops[op].span;
+            let load = self.load(op, src, dst).map_err(|why| Some(format!("the copy at {at}: {why}")))?;
+            if pad.bits() != 0 {
+                return refuse(format!("the copy at {at}: it pads with something else than zero"));
+            }
+            if loads.iter().any(|l| l.buffer == load.buffer) {
+                return refuse(format!("the copy at {at} is not the only one into its tile"));
+            }
+            loads.push(Load { ring: rings.len(), ..load });
+            rings.push(Ring { stages: if once { 1 } else { stages }, once });
+            Ok(())
+        };
+        let mut operands: Vec<Buffer> = Vec::new();
+        for &op in &func.regions[self.region].ops {
+            match &func.ops[op].kind {
+                OpKind::Copy { dst, .. } if func.buffers[dst.buffer].scope == Scope::Shared => add(op, false)?,
+                OpKind::Gemm { a, b, .. } => operands.extend([a.buffer, b.buffer]),
+                _ => {}
+            }
+        }
+        // Tiles filled before the loop, in the regions around it.
+        for &region in &self.path {
+            for &op in func.regions[region].ops.iter().take_while(|&&op| op != self.loop_op) {
+                if let OpKind::Copy { dst, .. } = &func.ops[op].kind
+                    && func.buffers[dst.buffer].scope == Scope::Shared
+                    && operands.contains(&dst.buffer)
+                {
+                    if region != self.path[self.path.len() - 1] {
+                        return refuse("a tile of its products is filled outside of a conditional that it stands in");
+                    }
+                    add(op, true)?;
+                }
+            }
+        }
+        for load in &loads {
+            let own = usize::from(rings[load.ring].once);
+            if self.uses_outside(load.buffer) != own {
+                return refuse("a shared tile of the loop is used outside of it");
+            }
+        }
+        Ok(loads)
+    }
+
+    fn uses_outside(&self, buffer: Buffer) -> usize {
+        let func = self.func;
+        let (mut all, mut inside) = (0, 0);
+        let count = |region: Region, n: &mut usize| {
+            func.walk(region, &mut |_, d| {
+                if !matches!(d.kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
+                    d.kind.for_each_buffer(&mut |b| *n += usize::from(b == buffer));
+                }
+            });
+        };
+        count(func.body, &mut all);
+        count(self.region, &mut inside);
+        all - inside
+    }
+
+    fn all_products(&self, loads: &[Load]) -> Result<Vec<Product>, Refusal> {
+        let func = self.func;
+        let mut products: Vec<Product> = Vec::new();
+        for &op in &func.regions[self.region].ops {
+            let OpKind::Gemm { a, b, acc, .. } = &func.ops[op].kind else { continue };
+            let at = &func.ops[op].span;
+            let mut product = self
+                .product(op, [a, b, acc], loads, Split::Rows)
+                .map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
+            product.clear = product.clear.filter(|&fill| self.starts_anew(product.acc, fill));
+            if products.iter().any(|p| p.acc == product.acc) {
+                return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
+            }
+            products.push(product);
+        }
+        let operand_of_two = |p: &Product| {
+            p.operand_fragment().is_some_and(|(buffer, _)| {
+                products.iter().filter(|q| q.operand_fragment().is_some_and(|(b, _)| b == buffer)).count() > 1
+            })
+        };
+        if products.iter().any(operand_of_two) {
+            return refuse("a fragment is the first operand of two products");
+        }
+        let registers: usize = products.iter().map(Product::registers).sum();
+        if registers > MAX_ACCUMULATORS[self.consumers] {
+            return refuse(format!("its accumulators and operands take {registers} registers a thread"));
+        }
+        Ok(products)
+    }
+
+    /// True if no iteration sees what an earlier one left in an accumulator, nor does what follows the loop.
+    fn starts_anew(&self, acc: Buffer, fill: Op) -> bool {
+        let func = self.func;
+        let first = func.regions[self.region].ops.iter().find(|&&op| {
+            let mut touched = false;
+            let kind = &func.ops[op].kind;
+            kind.for_each_buffer(&mut |b| touched |= b == acc);
+            kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| d.kind.for_each_buffer(&mut |b| touched |= b == acc)));
+            touched
+        });
+        first == Some(&fill) && self.uses_outside(acc) == 0
+    }
+
+    /// The work between products may touch fragments, tensors, and the tiles that the loop fills.
+    fn check_work(&self, loads: &[Load]) -> Result<(), Refusal> {
+        let func = self.func;
+        for &op in &func.regions[self.region].ops {
+            let (kind, at) = (&func.ops[op].kind, &func.ops[op].span);
+            if loads.iter().any(|l| l.op == op) || kind.effect() == Effect::Pure || matches!(kind, OpKind::Gemm { .. }) {
+                continue;
+            }
+            let mut wrong = None;
+            let mut see = |kind: &OpKind| {
+                if matches!(kind, OpKind::Role { .. } | OpKind::While { .. }) {
+                    wrong = Some(format!("its loop contains `{}` at {at}", kind.name()));
+                }
+                kind.for_each_buffer(&mut |b| {
+                    let tile = loads.iter().find(|l| l.buffer == b);
+                    if func.buffers[b].scope == Scope::Shared && tile.is_none() {
+                        wrong = Some(format!("`{}` at {at} works on a shared tile that no copy fills", kind.name()));
+                    }
+                });
+            };
+            see(kind);
+            kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| see(&d.kind)));
+            if wrong.is_some() {
+                return Err(wrong);
+            }
+        }
+        Ok(())
+    }
+
+    /// The product that may be left to the next iteration: the last op, into an accumulator of its own, from tiles of its own.
+    fn carried(&self, plan: &HopperPlan) -> Option<usize> {
+        let func = self.func;
+        let last = func.regions[self.region].ops.iter().rev().find(|&&op| func.ops[op].kind.effect() != Effect::Pure)?;
+        let p = plan.products.iter().position(|p| p.op == *last)?;
+        let alone = plan.products[p].loads().all(|l| {
+            let ring = plan.loads[l].ring;
+            !plan.rings[ring].once && (0..plan.products.len()).all(|q| q == p || !plan.reads(q, ring))
+        });
+        (alone && plan.products.len() > 1).then_some(p)
+    }
+}

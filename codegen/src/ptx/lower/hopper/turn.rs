@@ -1,0 +1,339 @@
+//! The loop of a mixed plan: products are started where they stand and waited for when their registers are touched.
+
+use super::super::index::{self, Idx};
+use super::super::infer::SharedForm;
+use super::super::place::{Place, shared_placement};
+use super::super::value::Scalar;
+use super::super::view::View;
+use super::super::{Lowerer, Result};
+use super::plan::HopperPlan;
+use super::{HopperRole, Rings};
+use crate::ptx::simt::{Cache, Cmp, Num, SimtOp, Space, Special, Ty, Val};
+use std::collections::HashSet;
+use zellige_ir::{Buffer, EntityId, Op, OpKind, Region, Value, Visit};
+
+/// What is under way while the loop's body is lowered.
+struct Turn {
+    /// Groups of products started so far.
+    started: u32,
+    /// Unfinished products, each with the number of its group.
+    flying: Vec<(usize, u32)>,
+    /// The product of the iteration before that is not started yet.
+    carried: Option<usize>,
+    /// The same until it is finished.
+    previous: Option<usize>,
+    /// For each ring: its slot has been filled.
+    arrived: Vec<bool>,
+    /// For each ring: products that have finished reading its slot.
+    done: Vec<usize>,
+}
+
+impl Turn {
+    fn new(rings: usize) -> Turn {
+        let (arrived, done) = (vec![false; rings], vec![0; rings]);
+        Turn { started: 0, flying: Vec::new(), carried: None, previous: None, arrived, done }
+    }
+}
+
+impl Lowerer<'_> {
+    /// Waits for a tile that is filled once before the loop, if `op` is its copy.
+    pub(in super::super) fn hopper_arrival(&mut self, op: Op) -> Option<Result> {
+        let role = self.hopper.clone()?;
+        let plan = role.rings.plan.clone();
+        let load = plan.loads.iter().find(|l| l.op == op && plan.rings[l.ring].once)?;
+        self.await_slot(&role.rings, load.ring);
+        Some(Ok(()))
+    }
+
+    /// Waits until the ring's current slot is filled.
+    fn await_slot(&mut self, rings: &Rings, ring: usize) {
+        let (slot, parity) = self.position(rings, ring);
+        let addr = self.barrier_at(rings, ring, slot, false);
+        self.b.push(SimtOp::MbarWait { addr, parity });
+    }
+
+    fn position(&mut self, rings: &Rings, ring: usize) -> (Val, Val) {
+        (self.b.get(rings.at[ring].slot), self.b.get(rings.at[ring].parity))
+    }
+
+    /// Gives the ring's slot back and moves on.
+    fn give_back(&mut self, rings: &Rings, ring: usize) {
+        let (slot, parity) = self.position(rings, ring);
+        let addr = self.barrier_at(rings, ring, slot, true);
+        let (lane, zero) = (self.b.special(Special::LaneId), self.b.c32(0));
+        let first = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
+        self.b.push(SimtOp::MbarArrive { addr, guard: Some(first) });
+        self.advance(rings, ring, slot, parity);
+    }
+
+    pub(super) fn mixed_loop(&mut self, role: &HopperRole, op: Op, index: Value, extent: Idx) -> Result {
+        let func = self.func;
+        let plan = role.rings.plan.clone();
+        let OpKind::For { body, .. } = func.ops[op].kind else {
+            return self.malformed(op, "the plan's loop is a loop");
+        };
+        let carried = plan.mixed.as_ref().and_then(|m| m.carried);
+        self.flush();
+        let hi = index::to_val(&mut self.b, extent, Ty::B32);
+        let (zero, one) = (self.b.c32(0), self.b.c32(1));
+        let top = (extent.hi - 1).max(0);
+        match carried {
+            None => {
+                let k = self.b.begin_for(Ty::B32);
+                self.env[index.index()] = Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: top, align: 1 }));
+                let mut turn = Turn::new(plan.rings.len());
+                self.turn(role, body, &mut turn, None)?;
+                self.settle(role, &mut turn)?;
+                self.b.end_for(k, zero, hi, one, true);
+            }
+            Some(p) => {
+                let any = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
+                let then_body = self.b.open(false);
+                self.env[index.index()] = Some(Scalar::Idx(Idx::constant(0)));
+                let mut turn = Turn::new(plan.rings.len());
+                self.turn(role, body, &mut turn, Some(p))?;
+                self.settle(role, &mut turn)?;
+                let k = self.b.begin_for(Ty::B32);
+                let at = Idx { base: Some(k), off: 0, lo: 1, hi: top.max(1), align: 1 };
+                self.env[index.index()] = Some(Scalar::Idx(at));
+                let mut turn = Turn { carried: Some(p), previous: Some(p), ..Turn::new(plan.rings.len()) };
+                self.turn(role, body, &mut turn, Some(p))?;
+                self.settle(role, &mut turn)?;
+                self.b.end_for(k, one, hi, one, true);
+                let mut turn = Turn { carried: Some(p), ..Turn::new(plan.rings.len()) };
+                self.settle(role, &mut turn)?;
+                self.b.close();
+                let (else_body, ()) = self.b.in_block(false, |_| ());
+                self.b.push(SimtOp::If { cond: any, uniform: true, then_body, else_body });
+            }
+        }
+        for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].once) {
+            self.give_back(&role.rings, ring);
+        }
+        Ok(())
+    }
+
+    /// One iteration, without the product that is left to the next one.
+    fn turn(&mut self, role: &HopperRole, body: Region, turn: &mut Turn, leave: Option<usize>) -> Result {
+        let func = self.func;
+        let plan = role.rings.plan.clone();
+        for &op in &func.regions[body].ops {
+            if self.skip.contains(&op) || plan.loads.iter().any(|l| l.op == op) {
+                continue;
+            }
+            self.b.at(&func.ops[op].span);
+            if let Some(p) = plan.products.iter().position(|p| p.op == op) {
+                if leave != Some(p) {
+                    let touched = registers(&plan, p);
+                    self.before(role, turn, &touched)?;
+                    self.start(role, turn, p)?;
+                }
+                continue;
+            }
+            let touched = buffers(func, op);
+            self.before(role, turn, &touched)?;
+            let tiles: Vec<usize> = (0..plan.loads.len()).filter(|&l| touched.contains(&plan.loads[l].buffer)).collect();
+            if tiles.is_empty() {
+                self.op(op)?;
+            } else {
+                self.on_tiles(role, turn, op, &tiles)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes what is under way.
+    fn settle(&mut self, role: &HopperRole, turn: &mut Turn) -> Result {
+        if let Some(p) = turn.carried.take() {
+            self.start(role, turn, p)?;
+        }
+        if let Some(&(_, group)) = turn.flying.last() {
+            self.complete(role, turn, group);
+        }
+        // What the products leave where the next iteration clears it is not kept.
+        let plan = &role.rings.plan;
+        for p in plan.products.iter().filter(|p| p.clear.is_some()) {
+            if let Some(f) = self.fragment(p.acc) {
+                f.discard();
+            }
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// Waits for the products whose registers an op touches.
+    fn before(&mut self, role: &HopperRole, turn: &mut Turn, touched: &HashSet<Buffer>) -> Result {
+        let plan = role.rings.plan.clone();
+        let meets = |p: usize| registers(&plan, p).iter().any(|b| touched.contains(b));
+        if turn.carried.is_some_and(meets) || (turn.carried.is_some() && turn.flying.iter().any(|&(p, _)| meets(p)))
+        {
+            let p = turn.carried.take();
+            p.map_or(Ok(()), |p| self.start(role, turn, p))?;
+        }
+        if let Some(group) = turn.flying.iter().filter(|&&(p, _)| meets(p)).map(|&(_, g)| g).max() {
+            self.complete(role, turn, group);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, role: &HopperRole, turn: &mut Turn, p: usize) -> Result {
+        let plan = role.rings.plan.clone();
+        let product = &plan.products[p];
+        self.flush();
+        for load in product.loads() {
+            let ring = plan.loads[load].ring;
+            if !plan.rings[ring].once && !std::mem::replace(&mut turn.arrived[ring], true) {
+                self.await_slot(&role.rings, ring);
+            }
+        }
+        let slots: Vec<Val> = (0..plan.rings.len())
+            .map(|r| if plan.rings[r].once { self.b.c32(0) } else { self.b.get(role.rings.at[r].slot) })
+            .collect();
+        let acc = self.accumulators(product)?;
+        self.b.push(SimtOp::WgmmaFence {});
+        let never = self.b.pred(false);
+        self.product(role, product, &acc, &slots, never)?;
+        self.b.push(SimtOp::WgmmaCommit {});
+        turn.started += 1;
+        turn.flying.push((p, turn.started));
+        Ok(())
+    }
+
+    /// Waits for the products up to a group and gives back the slots that nobody reads any more.
+    fn complete(&mut self, role: &HopperRole, turn: &mut Turn, group: u32) {
+        let plan = role.rings.plan.clone();
+        self.b.push(SimtOp::WgmmaWait { pending: turn.started - group });
+        let (finished, flying) = turn.flying.iter().copied().partition::<Vec<_>, _>(|&(_, g)| g <= group);
+        turn.flying = flying;
+        for ring in (0..plan.rings.len()).filter(|&r| !plan.rings[r].once) {
+            turn.done[ring] += finished.iter().filter(|&&(p, _)| plan.reads(p, ring)).count();
+            let readers = (0..plan.products.len()).filter(|&p| plan.reads(p, ring)).count();
+            if readers > 0 && turn.done[ring] == readers {
+                self.give_back(&role.rings, ring);
+                turn.done[ring] = 0;
+                turn.arrived[ring] = false;
+            }
+        }
+        if finished.iter().any(|&(p, _)| turn.previous == Some(p)) {
+            turn.previous = None;
+        }
+    }
+
+    /// Lowers an op on tiles of the rings: after their arrival, and before any product sees them.
+    fn on_tiles(&mut self, role: &HopperRole, turn: &mut Turn, op: Op, tiles: &[usize]) -> Result {
+        let func = self.func;
+        let plan = role.rings.plan.clone();
+        // With a single slot, the product of the iteration before must give it back first.
+        let blocked = |p: usize| tiles.iter().any(|&t| plan.reads(p, plan.loads[t].ring) && plan.rings[plan.loads[t].ring].stages < 2);
+        if turn.previous.is_some_and(blocked) {
+            if let Some(p) = turn.carried.take() {
+                self.start(role, turn, p)?;
+            }
+            let previous = turn.previous;
+            if let Some(group) = turn.flying.iter().filter(|&&(p, _)| previous == Some(p)).map(|&(_, g)| g).max() {
+                self.complete(role, turn, group);
+            }
+        }
+        let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind else {
+            return self.with_tiles(role, turn, tiles, &mut |l| l.op(op));
+        };
+        let cond = self.reg(op, *cond, None)?;
+        self.flush();
+        let arm = |l: &mut Self, region: Region| -> Result<_> {
+            let block = l.b.open(false);
+            let here: Vec<usize> =
+                tiles.iter().copied().filter(|&t| region_buffers(func, region).contains(&plan.loads[t].buffer)).collect();
+            if here.is_empty() {
+                l.region(region)?;
+                l.flush();
+            } else {
+                l.with_tiles(role, turn, &here, &mut |l| l.region(region))?;
+            }
+            l.b.close();
+            Ok(block)
+        };
+        let then_body = arm(self, *then_body)?;
+        let else_body = arm(self, *else_body)?;
+        self.b.push(SimtOp::If { cond, uniform: true, then_body, else_body });
+        Ok(())
+    }
+
+    /// Runs `f` while tiles of this iteration stand for their buffers; the writes are made visible to the products of all
+    /// warpgroups.
+    fn with_tiles(
+        &mut self,
+        role: &HopperRole,
+        turn: &Turn,
+        tiles: &[usize],
+        f: &mut dyn FnMut(&mut Self) -> Result,
+    ) -> Result {
+        let rings = &role.rings;
+        for &t in tiles {
+            let load = &rings.plan.loads[t];
+            let (mut slot, mut parity) = self.position(rings, load.ring);
+            if turn.previous.is_some_and(|p| rings.plan.reads(p, load.ring)) {
+                // The position is still that of the iteration before.
+                (slot, parity) = self.next(rings, load.ring, slot, parity);
+            }
+            if !rings.plan.rings[load.ring].once {
+                let addr = self.barrier_at(rings, load.ring, slot, false);
+                self.b.push(SimtOp::MbarWait { addr, parity });
+            }
+            let view = self.tile_view(rings, t, slot);
+            self.places[load.buffer.index()] = Some(Place::Memory(Box::new(view)));
+        }
+        f(self)?;
+        self.flush();
+        self.b.push(SimtOp::AsyncFence {});
+        self.b.push(SimtOp::Bar {});
+        Ok(())
+    }
+
+    /// A slot of a ring as a tile in memory.
+    fn tile_view(&mut self, rings: &Rings, load: usize, slot: Val) -> View {
+        let l = &rings.plan.loads[load];
+        let shape = [l.rows, l.cols];
+        let (placement, _, align) = shared_placement(l.dtype, &shape, SharedForm::Swizzled(l.swizzle));
+        let base = self.b.shared_addr(rings.tiles[load]);
+        let size = self.b.c32(l.slot_bytes() as i64);
+        View {
+            space: Space::Shared,
+            obj: rings.tiles[load],
+            dtype: l.dtype,
+            base: self.b.mad(Num::S32, slot, size, base),
+            base_offset: 0,
+            align: u64::from(align),
+            extents: shape.iter().map(|&e| Idx::constant(e as i64)).collect(),
+            placement,
+            cache: Cache::Default,
+            checked: false,
+        }
+    }
+}
+
+/// The fragments that a product uses while it runs.
+fn registers(plan: &HopperPlan, p: usize) -> HashSet<Buffer> {
+    let product = &plan.products[p];
+    product.operand_fragment().map(|(b, _)| b).into_iter().chain([product.acc]).collect()
+}
+
+/// The buffers that an op and what is nested in it name.
+fn buffers(func: &zellige_ir::Func, op: Op) -> HashSet<Buffer> {
+    let mut found = HashSet::new();
+    let kind = &func.ops[op].kind;
+    kind.for_each_buffer(&mut |b| {
+        found.insert(b);
+    });
+    kind.for_each_region(&mut |r| found.extend(region_buffers(func, r)));
+    found
+}
+
+fn region_buffers(func: &zellige_ir::Func, region: Region) -> HashSet<Buffer> {
+    let mut found = HashSet::new();
+    func.walk(region, &mut |_, d| {
+        d.kind.for_each_buffer(&mut |b| {
+            found.insert(b);
+        });
+    });
+    found
+}
