@@ -6,15 +6,19 @@ use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
 use zellige_kernels::library::{Case, Problem, Scale, find};
 use zellige_kernels::run::{run, sizes};
 
-/// The small problem of `gemm` whose name begins so.
-fn case(name: &str) -> Case {
-    let gemm = find("gemm").expect("the library has a gemm");
-    gemm.cases(Scale::Small).into_iter().find(|c| c.name.starts_with(name)).expect("the case is listed")
+/// The small problem of a kernel whose name begins so.
+fn case(kernel: &str, name: &str) -> Case {
+    let kernel = find(kernel).expect("the library has the kernel");
+    kernel.cases(Scale::Small).into_iter().find(|c| c.name.starts_with(name)).expect("the case is listed")
+}
+
+fn problem_of(kernel: &str, name: &str, settings: &[(&str, TuneValue)]) -> Problem {
+    let settings: Vec<(String, TuneValue)> = settings.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
+    (case(kernel, name).build)(&settings).expect("the problem can be built")
 }
 
 fn problem(name: &str, settings: &[(&str, TuneValue)]) -> Problem {
-    let settings: Vec<(String, TuneValue)> = settings.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
-    (case(name).build)(&settings).expect("the problem can be built")
+    problem_of("gemm", name, settings)
 }
 
 fn ptx(problem: &Problem, arch: Arch) -> PtxKernel {
@@ -24,13 +28,24 @@ fn ptx(problem: &Problem, arch: Arch) -> PtxKernel {
 
 /// Runs a problem that must go through `wgmma` and tensor copies.
 fn check(name: &str, settings: &[(&str, TuneValue)]) {
-    let problem = problem(name, settings);
-    let kernel = ptx(&problem, Arch::Sm90a);
-    for part in ["wgmma.mma_async", "cp.async.bulk.tensor.2d.shared::cluster", "mbarrier.try_wait"] {
+    check_problem(name, settings, &problem(name, settings), "2d");
+}
+
+/// The same for a problem of attention; returns what the compiler says.
+fn check_attention(name: &str, settings: &[(&str, TuneValue)]) -> Vec<String> {
+    let problem = problem_of("flash_attention", name, settings);
+    check_problem(name, settings, &problem, "3d");
+    ptx(&problem, Arch::Sm90a).explain
+}
+
+fn check_problem(name: &str, settings: &[(&str, TuneValue)], problem: &Problem, dims: &str) {
+    let kernel = ptx(problem, Arch::Sm90a);
+    let copies = format!("cp.async.bulk.tensor.{dims}.shared::cluster");
+    for part in ["wgmma.mma_async", &copies, "mbarrier.try_wait"] {
         assert!(kernel.ptx.contains(part), "{name}: no {part}: {:?}", kernel.explain);
     }
     assert!(!kernel.ptx.contains("mma.sync"), "{name} has mma.sync");
-    let outcome = run(&problem, &Device::sim().stream(), 0).unwrap_or_else(|e| panic!("{name} {settings:?}: {e}"));
+    let outcome = run(problem, &Device::sim().stream(), 0).unwrap_or_else(|e| panic!("{name} {settings:?}: {e}"));
     for c in &outcome.comparisons {
         assert!(c.verdict.pass, "{name} {settings:?}: {}", c.verdict);
     }
@@ -111,4 +126,33 @@ fn what_does_not_fit_says_why() {
     assert!(f32s.explain.iter().any(|e| e.contains("hopper") && e.contains("f32")), "{:?}", f32s.explain);
     let ampere = ptx(&problem(EDGES, &[]), Arch::Sm80);
     assert!(ampere.ptx.contains("mma.sync") && !ampere.ptx.contains("wgmma"));
+}
+
+fn tile(bm: i64, bn: i64, stages: i64, threads: i64) -> [(&'static str, TuneValue); 4] {
+    [("bm", int(bm)), ("bn", int(bn)), ("stages", int(stages)), ("threads", int(threads))]
+}
+
+#[test]
+fn attention_keeps_probabilities_in_registers() {
+    // Ragged batches with empty sequences, fewer keys than queries, several blocks of keys, and sinks.
+    for name in ["h=4/2 d=64 full", "h=6/2 d=64 causal", "h=2/1 d=64 causal sink=Normal s=1x40", "h=1/1 d=128 causal"] {
+        for settings in [tile(128, 32, 2, 256), tile(128, 64, 3, 256), tile(64, 16, 2, 128), tile(64, 32, 1, 128)] {
+            let explain = check_attention(name, &settings);
+            assert!(explain.iter().any(|e| e.contains("its first operand stays in registers")), "{explain:?}");
+            assert!(explain.iter().any(|e| e.contains("runs during the next iteration")), "{explain:?}");
+        }
+    }
+    let explain = check_attention("h=2/1 d=64 causal sink=None s=130x70", &tile(128, 32, 2, 256));
+    assert!(explain.iter().any(|e| e.contains("goes through boxes")), "{explain:?}");
+    assert!(check_attention("h=1/1 d=256 full", &tile(128, 64, 2, 256)).iter().any(|e| e.contains("take turns")));
+}
+
+#[test]
+fn attention_with_wide_heads_splits_columns() {
+    for bn in [16, 32] {
+        let explain = check_attention("h=3/1 d=512 causal", &tile(64, bn, 2, 256));
+        for part in ["in 1 x 1 warpgroups, each alike", "in 1 x 2 warpgroups"] {
+            assert!(explain.iter().any(|e| e.contains(part)), "{part}: {explain:?}");
+        }
+    }
 }

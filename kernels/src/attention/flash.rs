@@ -89,8 +89,16 @@ pub fn flash_attention(
             }
         }
         for (r, c) in t.parallel((bm, d)) {
-            if r < rows {
-                o[(queries.start + row0 + r, head, c)] = (acc[(r, c)] * factor[r]).cast();
+            acc[(r, c)] *= factor[r];
+        }
+        if rows == bm {
+            t.cast(acc, o.at((queries.start + row0, head, 0)).axes([0, 2]));
+        } else {
+            // What follows belongs to another sequence.
+            for (r, c) in t.parallel((bm, d)) {
+                if r < rows {
+                    o[(queries.start + row0 + r, head, c)] = acc[(r, c)].cast();
+                }
             }
         }
     }
@@ -182,6 +190,7 @@ impl LibraryKernel for Entry {
                 for sink in [f32::INFINITY, f32::NEG_INFINITY] {
                     cases.push(Batch::one(2, 2, 64, 7, 19).sink(Sink::All(sink)).case(causal(full), problem));
                 }
+                cases.push(Batch::one(2, 1, 64, 130, 70).case(causal(full), problem));
                 cases.push(Batch::one(1, 1, 128, 21, 50).case(causal(full), problem));
                 cases.push(Batch::one(1, 1, 256, 5, 18).case(full, problem));
                 cases.push(sinks(Batch::one(3, 1, 512, 10, 40)).case(causal(full), problem));
@@ -198,6 +207,8 @@ impl LibraryKernel for Entry {
                 let cfg = AttentionConfig::forward;
                 let ragged = [(1, 4096), (257, 257), (0, 100), (64, 1000), (1, 1), (500, 3000)];
                 let causals = [
+                    Batch::ragged(32, 32, 128, &[(4096, 4096); 4]),
+                    Batch::one(32, 32, 128, 16384, 16384),
                     Batch::one(16, 2, 128, 2048, 2048),
                     Batch::one(16, 16, 64, 1000, 3000),
                     Batch::one(8, 1, 256, 1024, 2048),

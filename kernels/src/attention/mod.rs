@@ -30,12 +30,13 @@ pub struct AttentionConfig {
 impl AttentionConfig {
     /// Tiles of the forward pass that fit registers and shared memory at a head dim.
     pub fn forward(d: usize) -> AttentionConfig {
-        let (bm, bn, stages) = match d {
-            0..=128 => (128, 64, 2),
-            129..=256 => (64, 64, 2),
-            _ => (64, 64, 1),
+        let (bm, bn) = match d {
+            0..=128 => (128, 128),
+            129..=256 => (128, 64),
+            // Two warpgroups share the columns of 64 rows.
+            _ => (64, 32),
         };
-        AttentionConfig { bm, bn, stages, threads: 128, causal: false, sink: false }
+        AttentionConfig { bm, bn, stages: 2, threads: 256, causal: false, sink: false }
     }
 
     /// Tiles of the backward kernels, which hold twice as much: the tile that stays is `bm` queries for `dq` and `bn` keys

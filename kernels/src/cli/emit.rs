@@ -58,6 +58,10 @@ pub fn run(args: &args::Emit) -> Result<Passed> {
             value["target"] = json!(options.target.to_string());
             value["threads"] = json!(kernel.threads);
             value["shared_bytes"] = json!(kernel.shared_bytes);
+            value["entry"] = json!(kernel.entry);
+            value["params"] = json!(kernel.params);
+            value["grid"] = json!(kernel.grid);
+            value["cluster"] = json!(kernel.cluster);
             value["ops"] = json!(kernel.metadata.ops);
             value["barriers"] = json!(kernel.metadata.barriers);
             value["explain"] = json!(kernel.explain);

@@ -303,6 +303,10 @@ impl Emitter<'_> {
                 let id = self.opnd(*id);
                 self.line(&format!("bar.sync {id}, {threads};"));
             }
+            SimtOp::BarArrive { id, threads } => {
+                let id = self.opnd(*id);
+                self.line(&format!("bar.arrive {id}, {threads};"));
+            }
             SimtOp::ParamAddr { .. }
             | SimtOp::MapPrefetch { .. }
             | SimtOp::MbarInit { .. }

@@ -101,11 +101,18 @@ impl Lowerer<'_> {
             None => {}
         }
         self.flush();
+        let pinned = self.in_mixed_loop();
         let then_block = self.b.open(false);
+        if pinned {
+            self.b.pin();
+        }
         self.region(then_body)?;
         self.flush();
         self.b.close();
         let else_block = self.b.open(false);
+        if pinned {
+            self.b.pin();
+        }
         self.region(else_body)?;
         self.flush();
         self.b.close();

@@ -210,18 +210,18 @@ impl Lowerer<'_> {
         let row = index::mul(b, y, gx);
         let linear = index::add(b, row, x);
         let linear = Idx { lo: 0, hi: (x.hi + 1).saturating_mul(y.hi + 1) - 1, ..linear };
-        self.panel_at(linear, gx, gy, height)
+        self.panel_at(linear, gx, gy, Idx::constant(height))
     }
 
     /// As [`Lowerer::panel`], of block number `linear` in a grid of `gx` by `gy`.
-    pub(super) fn panel_at(&mut self, linear: Idx, gx: Idx, gy: Idx, height: i64) -> (Idx, Idx) {
+    pub(super) fn panel_at(&mut self, linear: Idx, gx: Idx, gy: Idx, height: Idx) -> (Idx, Idx) {
         let b = &mut self.b;
-        let per_panel = index::mul(b, gx, Idx::constant(height));
+        let per_panel = index::mul(b, gx, height);
         let panel = index::div(b, linear, per_panel);
         let rest = index::rem(b, linear, per_panel);
-        let first = index::mul(b, panel, Idx::constant(height));
+        let first = index::mul(b, panel, height);
         let left = index::sub(b, gy, first);
-        let rows = index::min(b, left, Idx::constant(height));
+        let rows = index::min(b, left, height);
         let rows = Idx { lo: 1, ..rows };
         let down = index::rem(b, rest, rows);
         let new_x = index::div(b, rest, rows);

@@ -34,13 +34,15 @@ struct Scope {
     block: Block,
     /// True for the body of a loop: the block runs many times.
     is_loop: bool,
+    /// Seldom run, in code that has no registers to spare: nothing is computed outside for it.
+    pinned: bool,
     /// Entries of `known` that end with this scope.
     keys: Vec<SimtOp>,
 }
 
 impl Builder {
     pub fn new(kernel: Kernel) -> Builder {
-        let root = Scope { block: kernel.body, is_loop: false, keys: Vec::new() };
+        let root = Scope { block: kernel.body, is_loop: false, pinned: false, keys: Vec::new() };
         Builder { kernel, scopes: vec![root], known: HashMap::new(), depth: Vec::new(), span: 0 }
     }
 
@@ -76,8 +78,15 @@ impl Builder {
     /// Makes a new block current. `is_loop`: it will run more than once.
     pub fn open(&mut self, is_loop: bool) -> Block {
         let block = self.kernel.blocks.push(Vec::new());
-        self.scopes.push(Scope { block, is_loop, keys: Vec::new() });
+        self.scopes.push(Scope { block, is_loop, pinned: false, keys: Vec::new() });
         block
+    }
+
+    /// Keeps what the current block computes inside of it, even if it is the same in every iteration of the loops around.
+    pub fn pin(&mut self) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.pinned = true;
+        }
     }
 
     /// Ends the block opened last.
@@ -113,7 +122,7 @@ impl Builder {
 
     /// Index of the scope where a pure op belongs: before the outermost loop that it does not depend on.
     fn home(&self, op: &SimtOp) -> usize {
-        let mut deepest = 0;
+        let mut deepest = self.scopes.iter().rposition(|s| s.pinned).unwrap_or(0);
         op.uses(&mut |v| deepest = deepest.max(self.depth_of(v)));
         let inner = &self.scopes[deepest + 1..];
         match inner.iter().position(|s| s.is_loop) {

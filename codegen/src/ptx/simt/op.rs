@@ -569,6 +569,8 @@ simt_ops! {
     "bar" Sync Bar {}
     /// As `bar`, for `threads` threads of the block that share the numbered barrier.
     "bar_part" Sync BarPart { id: Val, threads: u32 }
+    /// Arrives at a numbered barrier of `threads` threads without waiting for the others.
+    "bar_arrive" Sync BarArrive { id: Val, threads: u32 }
     /// As `bar`, for the threads of all blocks of the cluster.
     "cluster_sync" Sync ClusterSync {}
     /// As `bar`, for the threads of a warp.

@@ -261,7 +261,7 @@ impl Verifier<'_> {
                 Ty::B32 | Ty::B64 | Ty::F64 => Ok(()),
                 ty => Err(format!("a {ty} cannot be printed")),
             }),
-            SimtOp::BarPart { id, .. } => self.want(*id, Ty::B32),
+            SimtOp::BarPart { id, .. } | SimtOp::BarArrive { id, .. } => self.want(*id, Ty::B32),
             SimtOp::MapPrefetch { map } => self.want(*map, Ty::B64),
             SimtOp::ParamAddr { out, .. } => self.want(out.0, Ty::B64),
             SimtOp::MbarInit { addr, .. } | SimtOp::MbarExpect { addr, .. } => self.addr(addr, Space::Shared),
@@ -301,7 +301,8 @@ impl Verifier<'_> {
                 self.want(*b, Ty::B64)?;
                 self.want(*scale_d, Ty::Pred)?;
                 let fits = *n % 8 == 0 && (8..=256).contains(n) && acc.len() == *n as usize / 2 && a.len() == 4;
-                let classes = acc.iter().all(|v| self.k.vars[*v] == Ty::F32) && a.iter().all(|v| self.k.vars[*v] == Ty::B32);
+                let classes =
+                    acc.iter().all(|v| self.k.vars[*v] == Ty::F32) && a.iter().all(|v| self.k.vars[*v] == Ty::B32);
                 if fits && classes { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
             }
             SimtOp::StMatrix { addr, vals, .. } => {

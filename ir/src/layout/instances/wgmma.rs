@@ -46,11 +46,7 @@ pub fn accumulator_tile(
 
 /// Accumulators of a tile of `shape` (m, n) that each of `copies` warpgroups computes as a whole, with instructions of
 /// width `inst_n`; registers as in [`accumulator_tile`].
-pub fn copied_accumulator_tile(
-    shape: [usize; 2],
-    inst_n: usize,
-    copies: usize,
-) -> Result<FragmentLayout, LayoutError> {
+pub fn copied_accumulator_tile(shape: [usize; 2], inst_n: usize, copies: usize) -> Result<FragmentLayout, LayoutError> {
     check_n(inst_n)?;
     let rm = blocks("wgmma accumulator", "m", shape[0], M, 1)?;
     let rn = blocks("wgmma accumulator", "n", shape[1], inst_n, 1)?;

@@ -36,7 +36,9 @@ impl Lowerer<'_> {
         self.skip.extend(plan.products.iter().filter_map(|p| p.clear));
         let (previous, zero) = (self.b.new_var(Ty::B32), self.b.c32(0));
         self.b.set(previous, zero);
-        self.hopper = Some(Rc::new(HopperRole { rings: rings.clone(), group, previous }));
+        let role = Rc::new(HopperRole { rings: rings.clone(), group, previous });
+        self.first_turn(&role);
+        self.hopper = Some(role);
         let r = self.blocks(plan, &mut |l| {
             l.region(func.body)?;
             // Written back, an accumulator keeps its registers from block to block; forgotten, the assembler would carry both
@@ -139,14 +141,7 @@ impl Lowerer<'_> {
     }
 
     /// The instructions of a product on one slot of each ring.
-    pub(super) fn product(
-        &mut self,
-        role: &HopperRole,
-        p: &Product,
-        acc: &[Var],
-        slots: &[Val],
-        later: Val,
-    ) -> Result {
+    pub(super) fn product(&mut self, role: &HopperRole, p: &Product, acc: &[Var], slots: &[Val], later: Val) -> Result {
         let [m, n, k] = p.shape;
         let [gm, gn] = p.warpgroups;
         let (row, column) = self.group_place(role.group, gn);

@@ -5,8 +5,10 @@
 //! changes are filled once before it. If the last op of an iteration is a product, it is started during the next iteration
 //! instead, after that one's first products: the work between products then runs beside it.
 
+use super::super::infer::is_whole;
 use super::plan::{
-    Finder, HopperPlan, Load, MAX_ACCUMULATORS, Mixed, Product, Refusal, Ring, Split, WARPGROUP, has_gemm, refuse,
+    Finder, HopperPlan, Load, MAX_ACCUMULATORS, Mixed, Product, Refusal, Ring, Split, Store, WARPGROUP, has_gemm,
+    refuse, staging_limit,
 };
 use crate::ptx::target::Target;
 use zellige_ir::{Buffer, Effect, Func, LoopKind, Op, OpKind, Region, Scope, Visit};
@@ -26,7 +28,8 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     let mut all = 0;
     func.walk(func.body, &mut |_, d| all += usize::from(matches!(d.kind, OpKind::Gemm { .. })));
     let [Found { op: loop_op, stages, body: region, path }] = &found[..] else { return Err(None) };
-    let inside = func.regions[*region].ops.iter().filter(|&&op| matches!(func.ops[op].kind, OpKind::Gemm { .. })).count();
+    let inside =
+        func.regions[*region].ops.iter().filter(|&&op| matches!(func.ops[op].kind, OpKind::Gemm { .. })).count();
     if inside != all {
         return refuse("there are products outside of its pipelined loop, or in loops and conditionals inside of it");
     }
@@ -56,6 +59,9 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         rings,
         mixed: None,
     };
+    if need + staging_limit(consumers) <= have {
+        finder.all_stores(path[path.len() - 1], None, &plan.products, &mut plan.stores);
+    }
     plan.mixed = Some(Mixed { carried: finder.carried(&plan) });
     Ok(plan)
 }
@@ -128,21 +134,6 @@ impl Finder<'_> {
         Ok(loads)
     }
 
-    fn uses_outside(&self, buffer: Buffer) -> usize {
-        let func = self.func;
-        let (mut all, mut inside) = (0, 0);
-        let count = |region: Region, n: &mut usize| {
-            func.walk(region, &mut |_, d| {
-                if !matches!(d.kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
-                    d.kind.for_each_buffer(&mut |b| *n += usize::from(b == buffer));
-                }
-            });
-        };
-        count(func.body, &mut all);
-        count(self.region, &mut inside);
-        all - inside
-    }
-
     fn all_products(&self, loads: &[Load]) -> Result<Vec<Product>, Refusal> {
         let func = self.func;
         let mut products: Vec<Product> = Vec::new();
@@ -180,7 +171,9 @@ impl Finder<'_> {
             let mut touched = false;
             let kind = &func.ops[op].kind;
             kind.for_each_buffer(&mut |b| touched |= b == acc);
-            kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| d.kind.for_each_buffer(&mut |b| touched |= b == acc)));
+            kind.for_each_region(&mut |r| {
+                func.walk(r, &mut |_, d| d.kind.for_each_buffer(&mut |b| touched |= b == acc))
+            });
             touched
         });
         first == Some(&fill) && self.uses_outside(acc) == 0
@@ -191,7 +184,8 @@ impl Finder<'_> {
         let func = self.func;
         for &op in &func.regions[self.region].ops {
             let (kind, at) = (&func.ops[op].kind, &func.ops[op].span);
-            if loads.iter().any(|l| l.op == op) || kind.effect() == Effect::Pure || matches!(kind, OpKind::Gemm { .. }) {
+            if loads.iter().any(|l| l.op == op) || kind.effect() == Effect::Pure || matches!(kind, OpKind::Gemm { .. })
+            {
                 continue;
             }
             let mut wrong = None;
@@ -215,10 +209,41 @@ impl Finder<'_> {
         Ok(())
     }
 
+    /// Copies of whole accumulators to tensors after the loop that tensor copies can do: nothing else names their tensors but,
+    /// maybe, the other arm of the conditional that they stand in.
+    fn all_stores(&self, region: Region, conditional: Option<Op>, products: &[Product], stores: &mut Vec<Store>) {
+        let func = self.func;
+        let ops = &func.regions[region].ops;
+        let after = ops.iter().position(|&op| op == self.loop_op).map_or(0, |at| at + 1);
+        for &op in &ops[after..] {
+            match &func.ops[op].kind {
+                OpKind::Copy { src, dst, .. } => {
+                    let Some(product) = products.iter().position(|p| p.acc == src.buffer) else { continue };
+                    let inside = conditional.map_or(1, |c| {
+                        let mut uses = 0;
+                        func.ops[c].kind.for_each_region(&mut |r| uses += self.uses(r, dst.buffer));
+                        uses
+                    });
+                    let apart = self.uses(region, dst.buffer) == 1 && self.uses(func.body, dst.buffer) == inside;
+                    if is_whole(func, src) && apart {
+                        stores.extend(self.store(op, product, &products[product], dst));
+                    }
+                }
+                OpKind::If { then_body, else_body, .. } if conditional.is_none() => {
+                    for arm in [*then_body, *else_body] {
+                        self.all_stores(arm, Some(op), products, stores);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// The product that may be left to the next iteration: the last op, into an accumulator of its own, from tiles of its own.
     fn carried(&self, plan: &HopperPlan) -> Option<usize> {
         let func = self.func;
-        let last = func.regions[self.region].ops.iter().rev().find(|&&op| func.ops[op].kind.effect() != Effect::Pure)?;
+        let last =
+            func.regions[self.region].ops.iter().rev().find(|&&op| func.ops[op].kind.effect() != Effect::Pure)?;
         let p = plan.products.iter().position(|p| p.op == *last)?;
         let alone = plan.products[p].loads().all(|l| {
             let ring = plan.loads[l].ring;

@@ -32,6 +32,12 @@ const MBARRIER: usize = 8;
 /// what a multiprocessor has. One warpgroup alone may use 255 without asking.
 const REGISTERS: [Option<(u32, u32)>; 4] = [None, None, Some((40, 232)), Some((32, 160))];
 
+/// The same for loops that work between products, which keep more in registers.
+const MIXED_REGISTERS: [Option<(u32, u32)>; 4] = [None, None, Some((24, 240)), Some((32, 160))];
+
+/// Bytes that a panel may keep in the L2 cache, which has 50 MB.
+const CACHED_BYTES: usize = 32 << 20;
+
 /// Rows of the panels in which blocks of a grid are taken if the author says nothing. What runs at once is then about as
 /// high as it is wide (132 blocks of 128 x 256 are 2048 x 2112), and fetches the least from the L2 cache and beyond.
 const PANEL_ROWS: usize = 2048;
@@ -90,6 +96,10 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
     slots
 }
 
+fn registers(plan: &HopperPlan) -> Option<(u32, u32)> {
+    if plan.mixed.is_some() { MIXED_REGISTERS[plan.consumers] } else { REGISTERS[plan.consumers] }
+}
+
 impl Lowerer<'_> {
     /// Lowers the whole function under a plan.
     pub(super) fn specialised(&mut self, plan: Rc<HopperPlan>) -> Result {
@@ -110,7 +120,7 @@ impl Lowerer<'_> {
             let n = self.b.c32(plan.consumers as i64);
             self.b.setp(Cmp::Eq, Num::S32, group, n)
         };
-        let registers = REGISTERS[plan.consumers];
+        let registers = registers(&plan);
         let then_body = self.b.open(false);
         if let Some((few, _)) = registers {
             self.b.push(SimtOp::SetRegs { grow: false, count: few });
@@ -151,13 +161,18 @@ impl Lowerer<'_> {
                 if p.clear.is_some() { "; the first one clears the accumulator" } else { "" }
             ));
         }
+        if plan.takes_turns() {
+            self.explain.push(
+                "hopper: the warpgroups take turns: one multiplies while the other works between products".into(),
+            );
+        }
         if let Some(p) = plan.mixed.as_ref().and_then(|m| m.carried) {
             let at = self.span(plan.products[p].op);
             self.explain.push(format!(
                 "hopper: the gemm at {at} runs during the next iteration, beside the work on that one's first products"
             ));
         }
-        if let Some((few, many)) = REGISTERS[plan.consumers] {
+        if let Some((few, many)) = registers(plan) {
             self.explain.push(format!("hopper: {few} registers a thread that copies, {many} one that multiplies"));
         }
         for s in &plan.stores {
@@ -283,7 +298,11 @@ impl Lowerer<'_> {
             BlockOrder::Panel(h) => i64::from(h),
             BlockOrder::RowMajor => (PANEL_ROWS / (rows * if axis == 1 { plan.cluster } else { 1 })) as i64,
         };
-        let mut ids = self.block_of(linear, &extents, height.max(1));
+        let mut height = Idx::constant(height.max(1));
+        if plan.mixed.is_some() && func.block_order == BlockOrder::RowMajor {
+            height = self.cached_height(plan, height, &extents);
+        }
+        let mut ids = self.block_of(linear, &extents, height);
         if cluster > 1 {
             let rank = self.b.special(Special::ClusterRank);
             let x = index::mul(&mut self.b, ids[axis], Idx::constant(cluster));
@@ -297,6 +316,21 @@ impl Lowerer<'_> {
         Ok(())
     }
 
+    /// Rows of a panel, at most `most`, such that what the loop reads for them stays in the L2 cache while the panel runs, if
+    /// a row reads about as much as it has blocks.
+    fn cached_height(&mut self, plan: &HopperPlan, most: Idx, extents: &[Idx]) -> Idx {
+        let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
+        let streamed = plan.loads.iter().filter(|l| !plan.rings[l.ring].once);
+        let bytes: usize = streamed.map(|l| l.cols * l.dtype.bits() / 8 * rows).sum();
+        let Some(&blocks) = extents.first() else { return most };
+        let b = &mut self.b;
+        let blocks = index::min(b, blocks, Idx::constant(CACHED_BYTES as i64));
+        let fits = index::div(b, Idx::constant((CACHED_BYTES / bytes.max(1)) as i64), blocks);
+        let fits = index::min(b, fits, most);
+        let fits = index::max(b, fits, Idx::constant(1));
+        Idx { lo: 1, hi: most.hi, ..fits }
+    }
+
     fn narrow(&mut self, e: Idx) -> Idx {
         match e.as_const() {
             Some(_) => e,
@@ -308,7 +342,7 @@ impl Lowerer<'_> {
     }
 
     /// Coordinates of a block by its number: panels along the second axis, the first axis fastest for any further ones.
-    fn block_of(&mut self, linear: Idx, extents: &[Idx], height: i64) -> Vec<Idx> {
+    fn block_of(&mut self, linear: Idx, extents: &[Idx], height: Idx) -> Vec<Idx> {
         match *extents {
             [] => Vec::new(),
             [_] => vec![linear],

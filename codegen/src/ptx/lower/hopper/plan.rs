@@ -212,6 +212,12 @@ impl Product {
 }
 
 impl HopperPlan {
+    /// True if two warpgroups start the products of an iteration one after the other, so that one multiplies while the other
+    /// works between products.
+    pub fn takes_turns(&self) -> bool {
+        self.consumers == 2 && self.mixed.as_ref().is_some_and(|m| m.carried.is_some())
+    }
+
     /// True if a product reads tiles of a ring.
     pub fn reads(&self, product: usize, ring: usize) -> bool {
         self.products[product].loads().any(|l| self.loads[l].ring == ring)
@@ -283,7 +289,7 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
 }
 
 /// Most bytes that boxes of accumulators take.
-fn staging_limit(consumers: usize) -> usize {
+pub(super) fn staging_limit(consumers: usize) -> usize {
     consumers * BOXES * wgmma::M * 128
 }
 
@@ -294,9 +300,7 @@ pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
 /// True for a load of an element that no block changes.
 pub(super) fn loads_constant(func: &Func, kind: &OpKind) -> bool {
     let OpKind::Load { buffer, .. } = kind else { return false };
-    func.params
-        .iter()
-        .any(|p| matches!(p, Param::Tensor { buffer: b, access: Access::Read } if b == buffer))
+    func.params.iter().any(|p| matches!(p, Param::Tensor { buffer: b, access: Access::Read } if b == buffer))
 }
 
 pub(super) fn has_gemm(func: &Func, region: Region) -> bool {
@@ -341,7 +345,7 @@ impl Finder<'_> {
             }
         }
         for load in &loads {
-            if self.used_outside(load.buffer) {
+            if self.uses_outside(load.buffer) > 0 {
                 return refuse("a shared tile of the loop is used outside of it");
             }
         }
@@ -389,7 +393,18 @@ impl Finder<'_> {
         tile[axes[0]] = rows as u32;
         tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits()) as u32;
         tile.reverse();
-        Ok(Load { op, param: param as u32, dtype, buffer: dst.buffer, rows, cols, swizzle, tile, shared: false, ring: 0 })
+        Ok(Load {
+            op,
+            param: param as u32,
+            dtype,
+            buffer: dst.buffer,
+            rows,
+            cols,
+            swizzle,
+            tile,
+            shared: false,
+            ring: 0,
+        })
     }
 
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
@@ -407,16 +422,9 @@ impl Finder<'_> {
         ahead
     }
 
-    pub(super) fn used_outside(&self, buffer: Buffer) -> bool {
-        let func = self.func;
-        let (mut all, mut inside) = (0, 0);
-        func.walk(func.body, &mut |_, d| {
-            if !matches!(d.kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
-                d.kind.for_each_buffer(&mut |b| all += usize::from(b == buffer));
-            }
-        });
-        func.walk(self.region, &mut |_, d| d.kind.for_each_buffer(&mut |b| inside += usize::from(b == buffer)));
-        all != inside
+    /// How often ops outside of the loop name a buffer.
+    pub(super) fn uses_outside(&self, buffer: Buffer) -> usize {
+        self.uses(self.path[0], buffer) - self.uses(self.region, buffer)
     }
 
     fn products(&self, loads: &[Load]) -> Result<Vec<Product>, Refusal> {
@@ -425,8 +433,9 @@ impl Finder<'_> {
         for &op in &func.regions[self.region].ops {
             let OpKind::Gemm { a, b, acc, .. } = &func.ops[op].kind else { continue };
             let at = &func.ops[op].span;
-            let product =
-                self.product(op, [a, b, acc], loads, Split::Tile).map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
+            let product = self
+                .product(op, [a, b, acc], loads, Split::Tile)
+                .map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
             if products.iter().any(|p| p.acc == product.acc) {
                 return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
             }
@@ -517,22 +526,32 @@ impl Finder<'_> {
         for &op in &mut ops {
             let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
             let Some(product) = products.iter().position(|p| p.acc == src.buffer) else { continue };
-            stores.extend(is_whole(func, src).then(|| self.store(op, product, &products[product], dst)).flatten());
+            let alone = self.uses(func.body, dst.buffer) == 1;
+            let store = is_whole(func, src) && alone;
+            stores.extend(store.then(|| self.store(op, product, &products[product], dst)).flatten());
         }
         stores
     }
 
-    fn store(&self, op: Op, product: usize, p: &Product, dst: &Window) -> Option<Store> {
+    /// How often the ops of a region name a buffer.
+    pub(super) fn uses(&self, region: Region, buffer: Buffer) -> usize {
+        let mut uses = 0;
+        self.func.walk(region, &mut |_, d| {
+            if !matches!(d.kind, OpKind::Alloc { .. } | OpKind::Layout { .. }) {
+                d.kind.for_each_buffer(&mut |b| uses += usize::from(b == buffer));
+            }
+        });
+        uses
+    }
+
+    pub(super) fn store(&self, op: Op, product: usize, p: &Product, dst: &Window) -> Option<Store> {
         let func = self.func;
         let data = &func.buffers[dst.buffer];
         let param =
             func.params.iter().position(|q| matches!(q, Param::Tensor { buffer, .. } if *buffer == dst.buffer))?;
-        let mut uses = 0;
-        func.walk(func.body, &mut |_, d| d.kind.for_each_buffer(&mut |b| uses += usize::from(b == dst.buffer)));
         let axes: Vec<usize> = dst.axes.iter().map(|a| usize::from(a.axis)).collect();
         let rank = data.rank();
-        let fits = uses == 1
-            && matches!(data.dtype, DType::BF16 | DType::F16 | DType::F32)
+        let fits = matches!(data.dtype, DType::BF16 | DType::F16 | DType::F32)
             && (2..=5).contains(&rank)
             && matches!(axes[..], [rows, columns] if rows < columns && columns + 1 == rank);
         let columns = p.shape[1] / p.warpgroups[1];

@@ -110,7 +110,8 @@ impl Lowerer<'_> {
                 Some(l) if filled[l.ring] => {}
                 Some(l) => {
                     filled[l.ring] = true;
-                    let together: Vec<usize> = (0..plan.loads.len()).filter(|&o| plan.loads[o].ring == l.ring).collect();
+                    let together: Vec<usize> =
+                        (0..plan.loads.len()).filter(|&o| plan.loads[o].ring == l.ring).collect();
                     for &o in &together {
                         self.offsets_of(plan.loads[o].op, body)?;
                     }

@@ -6,11 +6,14 @@ use super::super::place::{Place, shared_placement};
 use super::super::value::Scalar;
 use super::super::view::View;
 use super::super::{Lowerer, Result};
-use super::plan::HopperPlan;
+use super::plan::{HopperPlan, WARPGROUP};
 use super::{HopperRole, Rings};
-use crate::ptx::simt::{Cache, Cmp, Num, SimtOp, Space, Special, Ty, Val};
+use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Special, Ty, Val};
 use std::collections::HashSet;
 use zellige_ir::{Buffer, EntityId, Op, OpKind, Region, Value, Visit};
+
+/// The named barrier of the first warpgroup's turns; the other's follows.
+const FIRST_TURN: i64 = 6;
 
 /// What is under way while the loop's body is lowered.
 struct Turn {
@@ -26,12 +29,14 @@ struct Turn {
     arrived: Vec<bool>,
     /// For each ring: products that have finished reading its slot.
     done: Vec<usize>,
+    /// Whether this warpgroup has yet to wait for its turn to start products.
+    waits: bool,
 }
 
 impl Turn {
     fn new(rings: usize) -> Turn {
         let (arrived, done) = (vec![false; rings], vec![0; rings]);
-        Turn { started: 0, flying: Vec::new(), carried: None, previous: None, arrived, done }
+        Turn { started: 0, flying: Vec::new(), carried: None, previous: None, arrived, done, waits: false }
     }
 }
 
@@ -66,6 +71,11 @@ impl Lowerer<'_> {
         self.advance(rings, ring, slot, parity);
     }
 
+    /// True in the role that multiplies of a loop that works between products: its registers are precious.
+    pub(in super::super) fn in_mixed_loop(&self) -> bool {
+        self.hopper.as_ref().is_some_and(|h| h.rings.plan.mixed.is_some()) && self.b.in_loop()
+    }
+
     pub(super) fn mixed_loop(&mut self, role: &HopperRole, op: Op, index: Value, extent: Idx) -> Result {
         let func = self.func;
         let plan = role.rings.plan.clone();
@@ -89,14 +99,19 @@ impl Lowerer<'_> {
             Some(p) => {
                 let any = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
                 let then_body = self.b.open(false);
-                self.env[index.index()] = Some(Scalar::Idx(Idx::constant(0)));
+                // A known zero would spread into constants that cost registers all along.
+                let first = self.b.new_var(Ty::B32);
+                self.b.set(first, zero);
+                let base = Some(self.b.get(first));
+                self.env[index.index()] = Some(Scalar::Idx(Idx { base, off: 0, lo: 0, hi: top.max(1), align: 1 }));
                 let mut turn = Turn::new(plan.rings.len());
                 self.turn(role, body, &mut turn, Some(p))?;
                 self.settle(role, &mut turn)?;
                 let k = self.b.begin_for(Ty::B32);
                 let at = Idx { base: Some(k), off: 0, lo: 1, hi: top.max(1), align: 1 };
                 self.env[index.index()] = Some(Scalar::Idx(at));
-                let mut turn = Turn { carried: Some(p), previous: Some(p), ..Turn::new(plan.rings.len()) };
+                let waits = plan.takes_turns();
+                let mut turn = Turn { carried: Some(p), previous: Some(p), waits, ..Turn::new(plan.rings.len()) };
                 self.turn(role, body, &mut turn, Some(p))?;
                 self.settle(role, &mut turn)?;
                 self.b.end_for(k, one, hi, one, true);
@@ -132,7 +147,8 @@ impl Lowerer<'_> {
             }
             let touched = buffers(func, op);
             self.before(role, turn, &touched)?;
-            let tiles: Vec<usize> = (0..plan.loads.len()).filter(|&l| touched.contains(&plan.loads[l].buffer)).collect();
+            let tiles: Vec<usize> =
+                (0..plan.loads.len()).filter(|&l| touched.contains(&plan.loads[l].buffer)).collect();
             if tiles.is_empty() {
                 self.op(op)?;
             } else {
@@ -165,8 +181,7 @@ impl Lowerer<'_> {
     fn before(&mut self, role: &HopperRole, turn: &mut Turn, touched: &HashSet<Buffer>) -> Result {
         let plan = role.rings.plan.clone();
         let meets = |p: usize| registers(&plan, p).iter().any(|b| touched.contains(b));
-        if turn.carried.is_some_and(meets) || (turn.carried.is_some() && turn.flying.iter().any(|&(p, _)| meets(p)))
-        {
+        if turn.carried.is_some_and(meets) || (turn.carried.is_some() && turn.flying.iter().any(|&(p, _)| meets(p))) {
             let p = turn.carried.take();
             p.map_or(Ok(()), |p| self.start(role, turn, p))?;
         }
@@ -186,9 +201,11 @@ impl Lowerer<'_> {
                 self.await_slot(&role.rings, ring);
             }
         }
-        let slots: Vec<Val> = (0..plan.rings.len())
-            .map(|r| if plan.rings[r].once { self.b.c32(0) } else { self.b.get(role.rings.at[r].slot) })
-            .collect();
+        if std::mem::take(&mut turn.waits) {
+            self.turn_barrier(role, false);
+        }
+        // Read even where it is known, so that no descriptor is kept in registers from iteration to iteration.
+        let slots: Vec<Val> = role.rings.at.iter().map(|at| self.b.get(at.slot)).collect();
         let acc = self.accumulators(product)?;
         self.b.push(SimtOp::WgmmaFence {});
         let never = self.b.pred(false);
@@ -196,7 +213,38 @@ impl Lowerer<'_> {
         self.b.push(SimtOp::WgmmaCommit {});
         turn.started += 1;
         turn.flying.push((p, turn.started));
+        if plan.takes_turns() && turn.previous == Some(p) {
+            self.turn_barrier(role, true);
+        }
         Ok(())
+    }
+
+    /// Waits until it is this warpgroup's turn to start products, or gives the turn to the other one.
+    fn turn_barrier(&mut self, role: &HopperRole, other: bool) {
+        let (first, one) = (self.b.c32(FIRST_TURN), self.b.c32(1));
+        let threads = 2 * WARPGROUP as u32;
+        if other {
+            let group = self.b.bin(Bin::Xor, Num::B32, role.group, one);
+            let id = self.b.add(Num::S32, group, first);
+            self.b.push(SimtOp::BarArrive { id, threads });
+        } else {
+            let id = self.b.add(Num::S32, role.group, first);
+            self.b.push(SimtOp::BarPart { id, threads });
+        }
+    }
+
+    /// Gives the first turn to the first warpgroup; at the end of every loop it is that one's again.
+    pub(super) fn first_turn(&mut self, role: &HopperRole) {
+        if !role.rings.plan.takes_turns() {
+            return;
+        }
+        let one = self.b.c32(1);
+        let last = self.b.setp(Cmp::Eq, Num::S32, role.group, one);
+        let then_body = self.b.open(false);
+        self.turn_barrier(role, true);
+        self.b.close();
+        let (else_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: last, uniform: false, then_body, else_body });
     }
 
     /// Waits for the products up to a group and gives back the slots that nobody reads any more.
@@ -224,7 +272,9 @@ impl Lowerer<'_> {
         let func = self.func;
         let plan = role.rings.plan.clone();
         // With a single slot, the product of the iteration before must give it back first.
-        let blocked = |p: usize| tiles.iter().any(|&t| plan.reads(p, plan.loads[t].ring) && plan.rings[plan.loads[t].ring].stages < 2);
+        let blocked = |p: usize| {
+            tiles.iter().any(|&t| plan.reads(p, plan.loads[t].ring) && plan.rings[plan.loads[t].ring].stages < 2)
+        };
         if turn.previous.is_some_and(blocked) {
             if let Some(p) = turn.carried.take() {
                 self.start(role, turn, p)?;
@@ -241,8 +291,12 @@ impl Lowerer<'_> {
         self.flush();
         let arm = |l: &mut Self, region: Region| -> Result<_> {
             let block = l.b.open(false);
-            let here: Vec<usize> =
-                tiles.iter().copied().filter(|&t| region_buffers(func, region).contains(&plan.loads[t].buffer)).collect();
+            l.b.pin();
+            let here: Vec<usize> = tiles
+                .iter()
+                .copied()
+                .filter(|&t| region_buffers(func, region).contains(&plan.loads[t].buffer))
+                .collect();
             if here.is_empty() {
                 l.region(region)?;
                 l.flush();
