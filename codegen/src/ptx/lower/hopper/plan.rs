@@ -171,7 +171,7 @@ pub enum OperandA {
     Tile {
         /// Position in [`HopperPlan::loads`].
         load: usize,
-        operand: SharedOperand,
+        operand: Box<SharedOperand>,
     },
     /// In a fragment.
     Registers(Buffer),
@@ -508,7 +508,7 @@ impl Finder<'_> {
         }
         let operand_b = operand(n, major_b, lb)?;
         let a = match la {
-            Some(load) => OperandA::Tile { load, operand: operand(m, major_a, load)? },
+            Some(load) => OperandA::Tile { load, operand: Box::new(operand(m, major_a, load)?) },
             None => OperandA::Registers(a.buffer),
         };
         let clear = match split {

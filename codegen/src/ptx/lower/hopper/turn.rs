@@ -52,18 +52,18 @@ impl Lowerer<'_> {
 
     /// Waits until the ring's current slot is filled.
     fn await_slot(&mut self, rings: &Rings, ring: usize) {
-        let (slot, parity) = self.position(rings, ring);
+        let (slot, parity) = self.ring_position(rings, ring);
         let addr = self.barrier_at(rings, ring, slot, false);
         self.b.push(SimtOp::MbarWait { addr, parity });
     }
 
-    fn position(&mut self, rings: &Rings, ring: usize) -> (Val, Val) {
+    fn ring_position(&mut self, rings: &Rings, ring: usize) -> (Val, Val) {
         (self.b.get(rings.at[ring].slot), self.b.get(rings.at[ring].parity))
     }
 
     /// Gives the ring's slot back and moves on.
     fn give_back(&mut self, rings: &Rings, ring: usize) {
-        let (slot, parity) = self.position(rings, ring);
+        let (slot, parity) = self.ring_position(rings, ring);
         let addr = self.barrier_at(rings, ring, slot, true);
         let (lane, zero) = (self.b.special(Special::LaneId), self.b.c32(0));
         let first = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
@@ -324,7 +324,7 @@ impl Lowerer<'_> {
         let rings = &role.rings;
         for &t in tiles {
             let load = &rings.plan.loads[t];
-            let (mut slot, mut parity) = self.position(rings, load.ring);
+            let (mut slot, mut parity) = self.ring_position(rings, load.ring);
             if turn.previous.is_some_and(|p| rings.plan.reads(p, load.ring)) {
                 // The position is still that of the iteration before.
                 (slot, parity) = self.next(rings, load.ring, slot, parity);
