@@ -3,9 +3,11 @@
 use zellige::prelude::*;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+#[tune(constraint = bm * bn <= 128 * 256)]
+#[tune(constraint = bm.is_multiple_of(32))]
 pub struct GemmConfig {
     /// Rows of C that a block computes.
-    #[tune(64, 128)]
+    #[tune(64, 128, 256)]
     pub bm: usize,
     /// Columns of C that a block computes.
     #[tune(64, 128, 256)]
@@ -13,9 +15,8 @@ pub struct GemmConfig {
     /// Step along K.
     #[tune(32, 64)]
     pub bk: usize,
-    #[tune(2, 3, 4)]
+    #[tune(2..=5)]
     pub stages: usize,
-    #[tune(128, 256)]
     pub threads: usize,
 }
 

@@ -2,48 +2,12 @@
 
 use zellige::prelude::*;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm * bn <= 128 * 256)]
-#[tune(constraint = bm.is_multiple_of(32))]
-pub struct GemmConfig {
-    #[tune(64, 128, 256)]
-    pub bm: usize,
-    #[tune(64, 128, 256)]
-    pub bn: usize,
-    #[tune(32, 64)]
-    pub bk: usize,
-    #[tune(2..=5)]
-    pub stages: usize,
-    pub threads: usize,
-}
+#[path = "../examples/gemm.rs"]
+#[allow(dead_code)]
+mod example;
+use example::{Gemm, GemmConfig};
 
 const CONFIG: GemmConfig = GemmConfig { bm: 128, bn: 64, bk: 32, stages: 3, threads: 128 };
-
-/// C = A B^T, halved.
-#[kernel(static_dims(n, k))]
-pub fn gemm<E: Float>(
-    t: T,
-    #[dims(m, k)] a: &Tensor<E, 2>,
-    #[dims(n, k)] b: &Tensor<E, 2>,
-    #[dims(m, n)] c: &mut Tensor<E, 2>,
-    #[comptime] cfg: GemmConfig,
-) {
-    let GemmConfig { bm, bn, bk, .. } = cfg;
-    let (m, n, k) = (a.dim(0), b.dim(0), a.dim(1));
-    let [bx, by] = t.grid([n.ceil_div(bn), m.ceil_div(bm)], cfg.threads);
-    let (a_s, b_s) = (t.shared::<E, 2>([bm, bk]), t.shared::<E, 2>([bn, bk]));
-    let acc = t.fragment::<f32, 2>([bm, bn]);
-    t.clear(acc);
-    for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
-        t.copy(a.at((by * bm, ko * bk)), a_s);
-        t.copy(b.at((bx * bn, ko * bk)), b_s);
-        t.gemm(a_s, b_s.t(), acc);
-    }
-    for (i, j) in t.parallel((bm, bn)) {
-        acc[(i, j)] *= 0.5;
-    }
-    t.cast(acc, c.at((by * bm, bx * bn)));
-}
 
 #[test]
 fn gemm_records_what_it_says() {
