@@ -97,6 +97,9 @@ class Kernel:
                 value = ctypes.c_int32(dims[data["name"]])
             elif kind == "Scalar":
                 value = (ctypes.c_int64 if data["dtype"] == "index" else ctypes.c_float)(scalars[data["name"]])
+            elif kind == "Counter":
+                self.counter = torch.zeros(1, device="cuda", dtype=torch.int32)
+                value = ctypes.c_uint64(self.counter.data_ptr())
             else:
                 memory, at = tensor_map(tensors[data["param"]], data["map"])
                 self.kept.append(memory)

@@ -105,7 +105,9 @@ fn aligned(params: &[ParamSlot], wanted: u64, launch: &Launch<'_>) -> u64 {
             let tensor = launch.args[*param as usize].tensor().expect("the signature says this is a tensor");
             (tensor.strides()[*axis as usize] as u64).is_multiple_of(ALIGNED)
         }
-        ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } => false,
+        ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } | ParamSlot::Counter { .. } => {
+            false
+        }
     };
     let slots = params.iter().take(u64::BITS as usize).enumerate();
     slots.filter(|&(i, slot)| wanted >> i & 1 == 1 && is_aligned(slot)).fold(0, |bits, (i, _)| bits | 1 << i)
@@ -132,14 +134,16 @@ fn maps_fit(kernel: &PtxKernel, launch: &Launch<'_>) -> bool {
                     && t.size.iter().all(|&n| (1..=i32::MAX as u64).contains(&n))
                     && t.stride.iter().all(|&s| s % 16 == 0 && s < 1 << 40)
             }),
-            ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Dim { .. } | ParamSlot::Scalar { .. } => {
-                true
-            }
+            ParamSlot::Base { .. }
+            | ParamSlot::Stride { .. }
+            | ParamSlot::Dim { .. }
+            | ParamSlot::Scalar { .. }
+            | ParamSlot::Counter { .. } => true,
         })
 }
 
 /// The values of the kernel's parameters; `base` gives the device address of the tensor argument at a position, `encode` the
-/// device's form of a tensor map.
+/// device's form of a tensor map, `counter` the device address of a 32-bit zero that no other launch uses meanwhile.
 ///
 /// # Errors
 /// If a dim is larger than compiled index arithmetic allows, or the device refuses a tensor map.
@@ -148,6 +152,7 @@ pub(super) fn values(
     launch: &Launch<'_>,
     device: &str,
     base: impl Fn(usize) -> u64,
+    counter: impl Fn() -> u64,
     encode: impl Fn(&MapSpec, &MapTensor) -> Result<[u8; 128], String>,
 ) -> Result<Vec<ParamBytes>, LaunchError> {
     let fail = |cause: String| LaunchError::Device { kernel: launch.kernel, device: device.to_owned(), cause };
@@ -174,6 +179,7 @@ pub(super) fn values(
                     Arg::Scalar(c) => ParamBytes::word(c.bits()),
                     Arg::Read(_) | Arg::Write(_) => unreachable!("the signature says this is a scalar"),
                 },
+                ParamSlot::Counter { .. } => ParamBytes::word(counter()),
                 ParamSlot::TensorMap { param, name, map } => {
                     let tensor =
                         map_tensor(*param, launch, base(*param as usize)).expect("the signature says this is a tensor");

@@ -103,7 +103,8 @@ impl Bound for BoundSimulated<'_> {
                 addresses[i] = memory.alloc_init(&format!("argument {i}"), &bytes);
             }
         }
-        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], encode)?;
+        let counter = memory.alloc_init("counter of blocks", &[0; WORD]);
+        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], || counter, encode)?;
         let params = kernel
             .params
             .iter()
@@ -121,6 +122,9 @@ impl Bound for BoundSimulated<'_> {
             .map_err(|e| fail(e.to_string()))?;
         if !report.faults.is_empty() {
             return Err(fail(report.describe()));
+        }
+        if memory.read(counter, WORD).map_err(|e| fail(e.to_string()))? != [0; WORD] {
+            return Err(fail("the kernel leaves its counter of blocks at another value than 0".to_owned()));
         }
         for (arg, address) in call.args.iter().zip(&addresses) {
             if let Arg::Write(t) = arg {

@@ -51,7 +51,11 @@ pub fn alignable(func: &Func) -> u64 {
     slots(func).iter().take(64).enumerate().fold(0, |bits, (i, slot)| match slot {
         ParamSlot::Stride { .. } => bits | 1 << i,
         ParamSlot::Dim { dim, .. } if is_row(*dim) => bits | 1 << i,
-        ParamSlot::Dim { .. } | ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } => bits,
+        ParamSlot::Dim { .. }
+        | ParamSlot::Base { .. }
+        | ParamSlot::Scalar { .. }
+        | ParamSlot::TensorMap { .. }
+        | ParamSlot::Counter { .. } => bits,
     })
 }
 
@@ -79,7 +83,10 @@ impl Lowerer<'_> {
                     let scalar = self.scalar_param(*dtype, at);
                     self.env[value.index()] = Some(scalar);
                 }
-                ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::TensorMap { .. } => {}
+                ParamSlot::Base { .. }
+                | ParamSlot::Stride { .. }
+                | ParamSlot::TensorMap { .. }
+                | ParamSlot::Counter { .. } => {}
             }
         }
         let facts = Facts::of(func);

@@ -115,6 +115,8 @@ pub enum ParamSlot {
     },
     /// Tensor map of tensor parameter `param`: 128 bytes, aligned to 64.
     TensorMap { param: u32, name: String, map: MapSpec },
+    /// Address of a 32-bit counter that is 0 and that the kernel leaves at 0. Launches that may overlap need one each.
+    Counter { name: String },
 }
 
 /// Element types are stored by name.
@@ -165,7 +167,7 @@ impl ParamSlot {
     /// Width in bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            ParamSlot::Base { .. } | ParamSlot::Stride { .. } => 8,
+            ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Counter { .. } => 8,
             ParamSlot::Dim { .. } => 4,
             ParamSlot::Scalar { dtype, .. } => match dtype {
                 DType::Bool => 4,
@@ -179,9 +181,11 @@ impl ParamSlot {
     pub fn align(&self) -> usize {
         match self {
             ParamSlot::TensorMap { .. } => 64,
-            ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Dim { .. } | ParamSlot::Scalar { .. } => {
-                self.bytes()
-            }
+            ParamSlot::Base { .. }
+            | ParamSlot::Stride { .. }
+            | ParamSlot::Dim { .. }
+            | ParamSlot::Scalar { .. }
+            | ParamSlot::Counter { .. } => self.bytes(),
         }
     }
 
@@ -191,7 +195,8 @@ impl ParamSlot {
             | ParamSlot::Stride { name, .. }
             | ParamSlot::Dim { name, .. }
             | ParamSlot::Scalar { name, .. }
-            | ParamSlot::TensorMap { name, .. } => name,
+            | ParamSlot::TensorMap { name, .. }
+            | ParamSlot::Counter { name } => name,
         }
     }
 }

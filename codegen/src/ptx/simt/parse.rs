@@ -290,7 +290,8 @@ impl<'t> Parser<'t> {
                 let map = MapSpec { dtype, tile, swizzle: self.number()? };
                 ParamSlot::TensorMap { param, name: self.name()?, map }
             }
-            _ => return self.fail("expected `base`, `stride`, `dim`, `scalar` or `map`"),
+            "counter" => ParamSlot::Counter { name: self.name()? },
+            _ => return self.fail("expected `base`, `stride`, `dim`, `scalar`, `map` or `counter`"),
         })
     }
 

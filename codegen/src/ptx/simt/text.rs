@@ -108,6 +108,7 @@ impl fmt::Display for ParamSlot {
             ParamSlot::Stride { param, axis, .. } => write!(f, "stride {param} {axis}")?,
             ParamSlot::Dim { dim, .. } => write!(f, "dim {dim}")?,
             ParamSlot::Scalar { param, dtype, .. } => write!(f, "scalar {param} {dtype}")?,
+            ParamSlot::Counter { .. } => write!(f, "counter")?,
             ParamSlot::TensorMap { param, map, .. } => {
                 let tile: Vec<String> = map.tile.iter().map(ToString::to_string).collect();
                 write!(f, "map {param} {} [{}] swizzle {}", map.dtype, tile.join(" "), map.swizzle)?;

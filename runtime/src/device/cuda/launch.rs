@@ -31,7 +31,8 @@ impl Call {
     ) -> Result<Call, LaunchError> {
         let shared = &executable.shared;
         let function = executable.pick(launch)?;
-        let params = ptx_args::values(&function.kernel, launch, &shared.name, base, tensor_map::encode)?;
+        let params =
+            ptx_args::values(&function.kernel, launch, &shared.name, base, || shared.counter(), tensor_map::encode)?;
         let grid = ptx_args::grid(&function.kernel, launch, &shared.name, function.resident)?;
         Ok(Call { shared: Arc::clone(shared), function, params, grid })
     }
@@ -63,7 +64,8 @@ pub(super) fn argument_name(kernel: &PtxKernel, position: usize) -> &str {
         | ParamSlot::Stride { .. }
         | ParamSlot::Dim { .. }
         | ParamSlot::Scalar { .. }
-        | ParamSlot::TensorMap { .. } => None,
+        | ParamSlot::TensorMap { .. }
+        | ParamSlot::Counter { .. } => None,
     });
     named.unwrap_or("?")
 }

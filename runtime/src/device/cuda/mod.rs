@@ -14,7 +14,7 @@ mod time;
 
 use super::{Backend, Bound, Executable, Ready};
 use crate::launch::LaunchError;
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result, sys};
 use error::{Loss, cuda_of_isa, describe, version_text};
 use module::CudaExecutable;
 use std::sync::Arc;
@@ -34,6 +34,9 @@ struct Shared {
     arch: Arch,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// A zero for kernels that deal out their blocks; they leave it so. All launches are on one stream, graphs too, hence one
+    /// after the other.
+    counter: CudaSlice<u32>,
     multiprocessors: usize,
     /// Set once the context is unusable: after a failed launch the driver refuses everything in this process.
     loss: Loss,
@@ -80,7 +83,9 @@ impl Cuda {
         let stream = context.new_stream().map_err(driver)?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = usize::try_from(context.attribute(count).map_err(driver)?).unwrap_or(1);
-        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, multiprocessors, loss: Loss::default() }) })
+        let counter = stream.alloc_zeros(1).map_err(driver)?;
+        let loss = Loss::default();
+        Ok(Cuda { shared: Arc::new(Shared { name, arch, context, stream, counter, multiprocessors, loss }) })
     }
 }
 
@@ -92,6 +97,11 @@ impl Shared {
             self.loss.record(kernel, &cause);
         }
         LaunchError::Device { kernel, device: self.name.clone(), cause }
+    }
+
+    /// Address of the counter of blocks.
+    fn counter(&self) -> u64 {
+        self.counter.device_ptr(&self.stream).0
     }
 
     /// Refuses work on a context that was lost.

@@ -5,7 +5,7 @@ use super::super::place::Place;
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
 use super::plan::{HopperPlan, OperandA, Product};
-use super::{HopperRole, Rings};
+use super::{HopperRole, Rings, Role};
 use crate::ptx::simt::{Bin, Cmp, Num, SimtOp, Special, Ty, Val, Var, Vars};
 use std::rc::Rc;
 use zellige_ir::layout::instances::wgmma::{Major, SharedOperand};
@@ -39,7 +39,7 @@ impl Lowerer<'_> {
         let role = Rc::new(HopperRole { rings: rings.clone(), group, previous });
         self.first_turn(&role);
         self.hopper = Some(role);
-        let r = self.blocks(plan, &mut |l| {
+        let r = self.blocks(rings, Role::Multiplies, &mut |l| {
             l.region(func.body)?;
             // Written back, an accumulator keeps its registers from block to block; forgotten, the assembler would carry both
             // what the products left and what became of it.

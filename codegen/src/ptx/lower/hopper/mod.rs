@@ -7,6 +7,7 @@
 
 mod cluster;
 mod consumer;
+mod deal;
 mod mixed;
 pub mod plan;
 mod producer;
@@ -67,6 +68,13 @@ pub(super) struct Position {
     first: usize,
 }
 
+/// What a warp does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Copies,
+    Multiplies,
+}
+
 /// The role that is being lowered, where it is the one that multiplies.
 #[derive(Debug)]
 pub(super) struct HopperRole {
@@ -77,7 +85,7 @@ pub(super) struct HopperRole {
     previous: Var,
 }
 
-/// Tensor maps of the plan, for the parameter list.
+/// What the plan adds to the parameter list.
 pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
     let loads = plan.loads.iter().map(|l| (l.param, l.dtype, &l.tile, l.swizzle));
     let stores = plan.stores.iter().map(|s| (s.param, s.dtype, &s.tile, s.swizzle));
@@ -92,6 +100,9 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
         if !slots.contains(&slot) {
             slots.push(slot);
         }
+    }
+    if plan.mixed.is_some() {
+        slots.push(ParamSlot::Counter { name: "blocks".into() });
     }
     slots
 }
@@ -187,7 +198,9 @@ impl Lowerer<'_> {
                 plan.cluster, plan.cluster_axis
             ));
         }
-        self.explain.push("hopper: persistent: a block takes blocks of the grid in turn".into());
+        let order =
+            if plan.mixed.is_some() { "whichever block of the grid is next" } else { "blocks of the grid in turn" };
+        self.explain.push(format!("hopper: persistent: a block takes {order}"));
     }
 
     fn rings(&mut self, plan: &Rc<HopperPlan>) -> Rings {
@@ -212,7 +225,14 @@ impl Lowerer<'_> {
             at.push(Position { slot, parity, stages: ring.stages, first });
             first += 2 * ring.stages;
         }
-        let barriers = self.b.new_obj(shared("barriers of the rings".into(), MBARRIER * first, 16));
+        if plan.mixed.is_some() {
+            let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
+            at.push(Position { slot, parity, stages: deal::SLOTS, first });
+            first += 2 * deal::SLOTS;
+        }
+        // Numbers of blocks on their way between roles stand behind the barriers.
+        let bytes = MBARRIER * first + if plan.mixed.is_some() { deal::BYTES } else { 0 };
+        let barriers = self.b.new_obj(shared("barriers of the rings".into(), bytes, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
         Rings { plan: plan.clone(), tiles, barriers, staging, at }
     }
@@ -261,8 +281,9 @@ impl Lowerer<'_> {
     }
 
     /// Runs `body` for the blocks of the grid that fall to this block.
-    fn blocks(&mut self, plan: &HopperPlan, body: &mut dyn FnMut(&mut Self) -> Result) -> Result {
+    fn blocks(&mut self, rings: &Rings, role: Role, body: &mut dyn FnMut(&mut Self) -> Result) -> Result {
         let func = self.func;
+        let plan: &HopperPlan = &rings.plan;
         let mut extents = Vec::new();
         for &g in &func.grid {
             extents.push(match (self.env[g.index()], func.as_index(g)) {
@@ -291,8 +312,26 @@ impl Lowerer<'_> {
             let by = self.b.c32(cluster.trailing_zeros().into());
             [first, step] = [first, step].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
         }
+        if plan.mixed.is_some() {
+            return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
+        }
         let v = self.b.begin_for(Ty::B32);
-        let linear = Idx::new(v, 0, i64::from(i32::MAX), 1);
+        self.at_block(plan, &extents, v, body)?;
+        self.b.end_for(v, first, total, step, true);
+        Ok(())
+    }
+
+    /// Runs `body` for the block of a number; blocks of a cluster have one number.
+    fn at_block(
+        &mut self,
+        plan: &HopperPlan,
+        extents: &[Idx],
+        number: Val,
+        body: &mut dyn FnMut(&mut Self) -> Result,
+    ) -> Result {
+        let func = self.func;
+        let (cluster, axis) = (plan.cluster as i64, plan.cluster_axis);
+        let linear = Idx::new(number, 0, i64::from(i32::MAX), 1);
         let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
         let height = match func.block_order {
             BlockOrder::Panel(h) => i64::from(h),
@@ -300,9 +339,9 @@ impl Lowerer<'_> {
         };
         let mut height = Idx::constant(height.max(1));
         if plan.mixed.is_some() && func.block_order == BlockOrder::RowMajor {
-            height = self.cached_height(plan, height, &extents);
+            height = self.cached_height(plan, height, extents);
         }
-        let mut ids = self.block_of(linear, &extents, height);
+        let mut ids = self.block_of(linear, extents, height);
         if cluster > 1 {
             let rank = self.b.special(Special::ClusterRank);
             let x = index::mul(&mut self.b, ids[axis], Idx::constant(cluster));
@@ -311,9 +350,7 @@ impl Lowerer<'_> {
         for (&id, at) in func.block_ids.iter().zip(ids) {
             self.env[id.index()] = Some(Scalar::Idx(at));
         }
-        body(self)?;
-        self.b.end_for(v, first, total, step, true);
-        Ok(())
+        body(self)
     }
 
     /// Rows of a panel, at most `most`, such that what the loop reads for them stays in the L2 cache while the panel runs, if

@@ -3,8 +3,8 @@
 use super::super::index::{self, Idx};
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
-use super::Rings;
 use super::plan::{WARPGROUP, loads_constant};
+use super::{Rings, Role};
 use crate::ptx::simt::{Addr, Bin, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
 use zellige_ir::{EntityId, Op, OpKind, Region};
 
@@ -23,7 +23,7 @@ impl Lowerer<'_> {
         // The phase before the first one counts as ended: all slots are free.
         self.start_rings(rings, 1);
         let func = self.func;
-        self.blocks(&rings.plan, &mut |l| l.produce_region(rings, func.body))?;
+        self.blocks(rings, Role::Copies, &mut |l| l.produce_region(rings, func.body))?;
         self.b.close();
         let (else_body, ()) = self.b.in_block(false, |_| ());
         self.b.push(SimtOp::If { cond: one_thread, uniform: false, then_body, else_body });

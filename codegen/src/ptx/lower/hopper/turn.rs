@@ -62,7 +62,7 @@ impl Lowerer<'_> {
     }
 
     /// Gives the ring's slot back and moves on.
-    fn give_back(&mut self, rings: &Rings, ring: usize) {
+    pub(super) fn give_back(&mut self, rings: &Rings, ring: usize) {
         let (slot, parity) = self.ring_position(rings, ring);
         let addr = self.barrier_at(rings, ring, slot, true);
         let (lane, zero) = (self.b.special(Special::LaneId), self.b.c32(0));
