@@ -17,6 +17,10 @@ impl Finder<'_> {
     /// the blocks of a cluster, and the axis.
     pub(super) fn share(&self, loads: &mut [Load], products: &[Product], stores: &[Store]) -> (usize, usize) {
         let func = self.func;
+        // Under a condition, one block might wait for a part that its neighbour never fetches.
+        if self.path.len() > 1 {
+            return (1, 0);
+        }
         let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
         let facts = Facts::of(func);
         let tall = products.iter().all(|p| p.shape[0] >= TALL_TILE);

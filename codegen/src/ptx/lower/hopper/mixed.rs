@@ -14,17 +14,16 @@ use crate::ptx::target::Target;
 use zellige_ir::{Buffer, Effect, Func, LoopKind, Op, OpKind, Region, Scope, Visit};
 
 /// A loop with products, and the regions it stands in, outermost first.
-struct Found {
-    op: Op,
-    stages: usize,
-    body: Region,
-    path: Vec<Region>,
+pub(super) struct Found {
+    pub op: Op,
+    pub stages: usize,
+    pub body: Region,
+    pub path: Vec<Region>,
 }
 
 /// Finds the plan of a function whose only loop with products does more than multiply.
 pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
-    let mut found = Vec::new();
-    find(func, &mut vec![func.body], &mut found);
+    let found = find(func);
     let mut all = 0;
     func.walk(func.body, &mut |_, d| all += usize::from(matches!(d.kind, OpKind::Gemm { .. })));
     let [Found { op: loop_op, stages, body: region, path }] = &found[..] else { return Err(None) };
@@ -60,14 +59,20 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         mixed: None,
     };
     if need + staging_limit(consumers) <= have {
-        finder.all_stores(path[path.len() - 1], None, &plan.products, &mut plan.stores);
+        finder.all_stores(finder.home(), None, &plan.products, &mut plan.stores);
     }
     plan.mixed = Some(Mixed { carried: finder.carried(&plan) });
     Ok(plan)
 }
 
-/// Collects the pipelined loops with products that stand in nothing but conditionals.
-fn find(func: &Func, path: &mut Vec<Region>, found: &mut Vec<Found>) {
+/// The pipelined loops with products that stand in nothing but conditionals.
+pub(super) fn find(func: &Func) -> Vec<Found> {
+    let mut found = Vec::new();
+    collect(func, &mut vec![func.body], &mut found);
+    found
+}
+
+fn collect(func: &Func, path: &mut Vec<Region>, found: &mut Vec<Found>) {
     let Some(&here) = path.last() else { return };
     for &op in &func.regions[here].ops {
         match &func.ops[op].kind {
@@ -76,7 +81,7 @@ fn find(func: &Func, path: &mut Vec<Region>, found: &mut Vec<Found>) {
             }
             OpKind::If { then_body, .. } => {
                 path.push(*then_body);
-                find(func, path, found);
+                collect(func, path, found);
                 path.pop();
             }
             _ => {}
@@ -118,7 +123,7 @@ impl Finder<'_> {
                     && func.buffers[dst.buffer].scope == Scope::Shared
                     && operands.contains(&dst.buffer)
                 {
-                    if region != self.path[self.path.len() - 1] {
+                    if region != self.home() {
                         return refuse("a tile of its products is filled outside of a conditional that it stands in");
                     }
                     add(op, true)?;

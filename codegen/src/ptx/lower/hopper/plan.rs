@@ -5,7 +5,7 @@
 //! the units of sm_80.
 
 use super::super::infer::is_whole;
-use super::mixed;
+use super::mixed::{self, Found};
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
 use crate::ptx::target::{Arch, Target};
@@ -13,7 +13,7 @@ use zellige_ir::layout::instances::Swizzle;
 use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
 use zellige_ir::layout::{FragmentLayout, LayoutError};
 use zellige_ir::{
-    Access, Buffer, DType, Effect, Func, LoopKind, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
+    Access, Buffer, DType, Effect, Func, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
 };
 
 /// Threads of a warpgroup.
@@ -250,30 +250,22 @@ pub fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
 
 /// The plan of a loop that does nothing but copy and multiply.
 fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
-    let body = &func.regions[func.body].ops;
-    let loops: Vec<(Op, u32, Region)> = body
-        .iter()
-        .filter_map(|&op| match &func.ops[op].kind {
-            OpKind::For { kind: LoopKind::Pipelined { stages }, body, .. } if *stages >= 2 && has_gemm(func, *body) => {
-                Some((op, *stages, *body))
-            }
-            _ => None,
-        })
-        .collect();
-    let &[(loop_op, stages, region)] = &loops[..] else {
-        return Err((loops.len() > 1).then(|| "it has several pipelined loops with products".into()));
+    let mut found = mixed::find(func);
+    found.retain(|f| f.stages >= 2);
+    let &[Found { op: loop_op, stages, body: region, ref path }] = &found[..] else {
+        return Err((found.len() > 1).then(|| "it has several pipelined loops with products".into()));
     };
     if !func.threads.is_multiple_of(WARPGROUP) || func.threads > 3 * WARPGROUP {
         return refuse(format!("its {} threads are not 1 to 3 warpgroups", func.threads));
     }
     let consumers = func.threads / WARPGROUP;
-    let finder = Finder { func, loop_op, region, path: vec![func.body], consumers };
+    let finder = Finder { func, loop_op, region, path: path.clone(), consumers };
     let mut loads = finder.loads()?;
     let products = finder.products(&loads)?;
     if products.is_empty() || loads.is_empty() {
         return Err(None);
     }
-    let need: usize = loads.iter().map(|l| l.slot_bytes() * stages as usize).sum();
+    let need: usize = loads.iter().map(|l| l.slot_bytes() * stages).sum();
     let have = target.arch.max_shared_bytes() as usize - 1024;
     if need > have {
         return refuse(format!("its {stages} stages need {need} bytes of shared memory, there are {have}"));
@@ -283,7 +275,6 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         stores.clear();
     }
     let (cluster, cluster_axis) = finder.share(&mut loads, &products, &stores);
-    let stages = stages as usize;
     let rings = vec![Ring { stages, once: false }];
     Ok(HopperPlan { loop_op, stages, consumers, cluster, cluster_axis, loads, products, stores, rings, mixed: None })
 }
@@ -319,6 +310,11 @@ pub(super) struct Finder<'f> {
 }
 
 impl Finder<'_> {
+    /// The region that the loop stands in.
+    pub(super) fn home(&self) -> Region {
+        self.path.last().copied().unwrap_or(self.func.body)
+    }
+
     fn dtype(&self, buffer: Buffer) -> DType {
         self.func.buffers[buffer].dtype
     }
@@ -512,7 +508,7 @@ impl Finder<'_> {
             None => OperandA::Registers(a.buffer),
         };
         let clear = match split {
-            Split::Tile => self.clear(acc.buffer, self.path[0], self.loop_op),
+            Split::Tile => self.clear(acc.buffer, self.home(), self.loop_op),
             Split::Rows => self.clear(acc.buffer, self.region, op),
         };
         Ok(Product { op, acc: acc.buffer, ty, shape, inst_n, warpgroups, copies, a, b: lb, operand_b, clear })
@@ -521,7 +517,7 @@ impl Finder<'_> {
     /// Copies of whole accumulators that tensor copies can do: the only uses of their tensors.
     fn stores(&self, products: &[Product]) -> Vec<Store> {
         let func = self.func;
-        let mut ops = func.regions[func.body].ops.iter().skip_while(|&&op| op != self.loop_op);
+        let mut ops = func.regions[self.home()].ops.iter().skip_while(|&&op| op != self.loop_op);
         let mut stores = Vec::new();
         for &op in &mut ops {
             let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };

@@ -42,7 +42,6 @@ impl Lowerer<'_> {
                 self.fill_slots(rings, &[load])?;
             }
             if let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind
-                && rings.plan.mixed.is_some()
                 && self.holds(*then_body, rings.plan.loop_op)
             {
                 let (cond, then_body, empty) = (self.reg(op, *cond, None)?, *then_body, *else_body);
