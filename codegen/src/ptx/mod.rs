@@ -1,6 +1,7 @@
 //! The PTX backend: tile IR -> SIMT IR -> PTX text.
 //!
-//! [`compile`] runs the whole path: layouts are inferred and every tile op becomes what a thread does ([`lower`]), shared
+//! [`compile`] runs the whole path: the tile IR's passes come first (rolling, so that recorded repetitions do not fill the
+//! instruction cache, and [`zellige_ir::passes::pipeline`]), layouts are inferred and every tile op becomes what a thread does ([`lower`]), shared
 //! memory is planned and barriers are inserted ([`pipeline`]), dead code goes ([`passes`]), and text comes out ([`emit`]).
 //! Nothing here launches anything or needs a GPU, a driver or an assembler.
 //!
@@ -20,8 +21,10 @@ pub use lower::{Layouts, TileLayout, layouts};
 pub use simt::{GridPlan, MapSpec, ParamSlot};
 pub use target::{Arch, Target};
 
+use pipeline::{barrier, shared};
 use serde::{Deserialize, Serialize};
 use zellige_ir::Func;
+use zellige_ir::passes::pipeline as tile_passes;
 
 /// Largest extent of a named dim. The launcher checks it; index arithmetic relies on it.
 pub const DIM_LIMIT: i64 = 1 << 30;
@@ -120,16 +123,19 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
 /// # Errors
 /// As [`compile`].
 pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<String>), CodegenError> {
-    let lower::Lowered { mut kernel, mut explain } = lower::lower(func, opts)?;
+    let mut func = func.clone();
+    tile_passes::run_with(&mut func, &[tile_passes::ROLL], &mut |_, _, _| {});
+    tile_passes::run(&mut func);
+    let lower::Lowered { mut kernel, mut explain } = lower::lower(&func, opts)?;
     passes::combine::run(&mut kernel);
     passes::dce::run(&mut kernel);
-    pipeline::shared::plan(&mut kernel, &mut explain);
+    shared::plan(&mut kernel, &mut explain);
     let have = opts.target.arch.max_shared_bytes();
     if kernel.shared_bytes > have {
         let arch = opts.target.arch.name();
         return Err(CodegenError::SharedMemory { span: func.span.clone(), need: kernel.shared_bytes, have, arch });
     }
-    pipeline::barrier::insert(&mut kernel, &mut explain);
+    barrier::insert(&mut kernel, &mut explain);
     simt::verify(&kernel)?;
     Ok((kernel, explain))
 }

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::algebra::Replication;
 use super::error::LayoutError;
 use super::linear::{Basis, LayoutBuilder, LinearLayout};
-use super::space::{Coord, Space, tile_dim};
+use super::space::{Coord, Dim, Space, canonical_radices, tile_dim};
 
 /// Threads of a warp.
 pub const WARP: usize = 32;
@@ -171,6 +171,38 @@ impl FragmentLayout {
         FragmentLayout::new(&shape, map)
     }
 
+    /// The layout of the tile with a new axis `dim` of an extent, of which each thread holds all elements: for every
+    /// position along it the registers that it had.
+    pub fn insert_dim(&self, dim: usize, extent: usize) -> Result<FragmentLayout, LayoutError> {
+        let mut dims: Vec<Dim> = self.map.output().dims().to_vec();
+        let mut shape = self.shape.clone();
+        if dim > dims.len() {
+            let space = self.map.output().to_string();
+            return Err(LayoutError::UnknownDim { dim: tile_dim(dim).into_owned(), space });
+        }
+        dims.insert(dim, Dim::new(tile_dim(dim), extent)?);
+        shape.insert(dim, extent);
+        let renamed = dims.iter().enumerate().map(|(i, d)| d.renamed(tile_dim(i)));
+        let output = Space::new(renamed.collect::<Result<Vec<_>, _>>()?)?;
+        let inputs = (0..3).map(|d| {
+            let mut bases: Vec<Basis> = self.map.bases(d);
+            for b in &mut bases {
+                b.image.insert(dim, 0);
+            }
+            if d == 0 {
+                let mut weight = 1;
+                for radix in canonical_radices(extent) {
+                    let mut image = Coord::from_elem(0, shape.len());
+                    image[dim] = weight;
+                    bases.push(Basis { radix, image });
+                    weight *= radix;
+                }
+            }
+            (self.map.input().dims()[d].name_cow(), bases)
+        });
+        FragmentLayout::new(&shape, LinearLayout::from_bases(inputs.collect::<Vec<_>>(), output)?)
+    }
+
     /// The layout of the tile with its axes permuted: axis `i` of the result is axis `order[i]` of `self`.
     pub fn permute(&self, order: &[usize]) -> Result<FragmentLayout, LayoutError> {
         let dims = self.map.output().dims();
@@ -240,6 +272,17 @@ mod tests {
         let f = blocked(&[4, 6, 8], 32, 2).unwrap().drop_dim(1).unwrap();
         assert_eq!(f.shape(), [4, 8]);
         assert!(f.drop_dim(2).is_err());
+    }
+
+    #[test]
+    fn an_inserted_axis_is_whole_in_every_thread() {
+        let f = blocked(&[64], 32, 2).unwrap();
+        let g = f.insert_dim(0, 6).unwrap();
+        assert_eq!((g.shape(), g.regs_per_thread()), (&[6, 64][..], 12));
+        assert_eq!(g.coord(7, 5).unwrap().as_slice(), [3, 11]);
+        assert_eq!(g.drop_dim(0).unwrap(), f);
+        assert_eq!(f.insert_dim(1, 4).unwrap().coord(7, 5).unwrap().as_slice(), [11, 3]);
+        assert!(f.insert_dim(2, 4).is_err());
     }
 
     #[test]

@@ -44,12 +44,12 @@ impl Lowerer<'_> {
                     }
                     LoopKind::Persistent => {
                         let (first, step) = self.block_stride();
-                        self.serial(index, first, extent, step, body)
+                        self.serial(op, index, first, extent, step, body)
                     }
                     LoopKind::Pipelined { stages } if stages >= 2 && !self.in_pipeline => {
                         self.pipelined(op, index, extent, stages, body)
                     }
-                    _ => self.serial(index, Idx::constant(0), extent, Idx::constant(1), body),
+                    _ => self.serial(op, index, Idx::constant(0), extent, Idx::constant(1), body),
                 }
             }
         }
@@ -70,7 +70,7 @@ impl Lowerer<'_> {
         (id, count)
     }
 
-    pub(super) fn serial(&mut self, index: Value, first: Idx, extent: Idx, step: Idx, body: Region) -> Result {
+    pub(super) fn serial(&mut self, op: Op, index: Value, first: Idx, extent: Idx, step: Idx, body: Region) -> Result {
         if extent.hi <= 0 {
             return Ok(());
         }
@@ -84,6 +84,12 @@ impl Lowerer<'_> {
         let ty = if narrow { Ty::B32 } else { Ty::B64 };
         let [lo, hi, by] = [first, extent, step].map(|x| index::to_val(&mut self.b, x, ty));
         let v = self.b.begin_for(ty);
+        let block = self.b.block();
+        for &tensor in self.apart.split.get(&op).into_iter().flatten() {
+            if let Some(view) = self.memory(tensor) {
+                self.b.kernel.objs[view.obj].split.push(block);
+            }
+        }
         let align = first.divisor().min(step.divisor());
         self.env[index.index()] =
             Some(Scalar::Idx(Idx { base: Some(v), off: 0, lo: first.lo, hi: extent.hi - 1, align }));

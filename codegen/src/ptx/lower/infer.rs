@@ -313,8 +313,8 @@ impl Infer<'_> {
             self.assign(buffer, Rc::new(dist), "chosen for wide access along two axes", op);
             return self.propagate();
         }
-        if let Some(l) = self.loops.get(&op).cloned() {
-            let vector = loop_vector(func, &l.extents, &l.accesses);
+        if let Some(l) = self.loops.get(&op).or_else(|| self.loop_over_rows(buffer)).cloned() {
+            let vector = self.copied_vector(&l.extents).unwrap_or_else(|| loop_vector(func, &l.extents, &l.accesses));
             let dist = Dist::blocked(&l.extents, threads, vector)
                 .map_err(|e| self.error(op, "no layout for a parallel loop", e))?;
             if self.assign_from_loop(&l, &Rc::new(dist)) {
@@ -333,10 +333,47 @@ impl Infer<'_> {
         while vector > 1 && total / vector < threads {
             vector /= 2;
         }
-        let dist = Dist::blocked(&shape, threads, vector.max(8 / bits.min(8)))
-            .map_err(|e| self.error(op, "no layout for a fragment", e))?;
+        let vector = self.copied_vector(&shape).unwrap_or(vector.max(8 / bits.min(8)));
+        let dist = Dist::blocked(&shape, threads, vector).map_err(|e| self.error(op, "no layout for a fragment", e))?;
         self.assign(buffer, Rc::new(dist), "chosen for wide access", op);
         self.propagate()
+    }
+
+    /// The first loop that runs along some axes of a fragment and holds others fixed: there a thread must have all of
+    /// the fixed ones, which no wide layout of the whole promises.
+    fn loop_over_rows(&self, buffer: Buffer) -> Option<&ParallelLoop> {
+        let shape = self.func.buffers[buffer].static_shape()?;
+        let fits = |l: &&ParallelLoop, forms: &[Form]| {
+            forms.iter().zip(&shape).all(|(f, &extent)| match *f {
+                Form::Loop { dim, off } => off == 0 && l.extents[dim] == extent,
+                Form::Const(_) => true,
+                Form::Other => false,
+            }) && forms.iter().any(|f| matches!(f, Form::Const(_)))
+                && forms.iter().any(|f| matches!(f, Form::Loop { .. }))
+        };
+        let loops = self.ops.iter().filter_map(|op| self.loops.get(op));
+        loops.into_iter().find(|l| l.accesses.iter().any(|a| a.buffer == buffer && fits(l, &a.forms)))
+    }
+
+    /// Elements side by side that suit all copies between tensors and fragments as long as this box: 16 bytes of the
+    /// narrowest element, if no thread idles then. The same for all such boxes, so that loops over several agree.
+    fn copied_vector(&self, extents: &[usize]) -> Option<usize> {
+        let func = self.func;
+        let last = *extents.last()?;
+        let mut narrowest: Option<usize> = None;
+        for &op in &self.ops {
+            let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
+            for (own, other) in [(src, dst), (dst, src)] {
+                let (fragment, tensor) = (&func.buffers[own.buffer], &func.buffers[other.buffer]);
+                let as_long = fragment.static_shape().and_then(|s| s.last().copied()) == Some(last);
+                if as_long && fragment.scope == Scope::Fragment && tensor.scope == Scope::Global {
+                    let bits = tensor.dtype.bits();
+                    narrowest = Some(narrowest.map_or(bits, |b| b.min(bits)));
+                }
+            }
+        }
+        let vector = 128 / narrowest?;
+        (last.is_multiple_of(vector * func.threads)).then_some(vector)
     }
 
     /// The axes of a fragment along which tensors that it is copied from or to are contiguous, with the elements of a
@@ -445,9 +482,35 @@ pub fn choose_loop_dist(
     best.map(|(_, d, b)| (d, b))
 }
 
-/// The loop layout under which every thread meets its own elements of a fragment, if the loop runs over all axes of it.
+/// The loop layout under which every thread meets its own elements of a fragment, if the loop runs over all axes of it
+/// but those that it holds fixed and no threads share.
 fn spread_over_loop(extents: &[usize], forms: &[Form], dist: &Dist) -> Option<Dist> {
-    if forms.len() != extents.len() || forms.is_empty() {
+    if forms.is_empty() {
+        return None;
+    }
+    let fixed = |axis: &usize| matches!(forms[*axis], Form::Const(_));
+    let dropped: Vec<usize> = (0..forms.len()).filter(fixed).collect();
+    if !dropped.is_empty() {
+        if dropped.len() == forms.len() || dropped.iter().any(|&a| !dist.threads[a].is_empty()) {
+            return None;
+        }
+        let layout = dropped.iter().rev().try_fold(dist.layout.clone(), |l, &a| l.drop_dim(a).ok())?;
+        let rest: Vec<Form> = forms.iter().copied().filter(|f| !matches!(f, Form::Const(_))).collect();
+        return spread_over_loop(extents, &rest, &Dist::new(layout));
+    }
+    // An index that can only be 0 stands nowhere.
+    let named = |d: usize| forms.iter().any(|f| matches!(*f, Form::Loop { dim, .. } if dim == d));
+    if let Some(d) = (0..extents.len()).find(|&d| extents[d] == 1 && !named(d)) {
+        let rest: Vec<usize> = extents.iter().enumerate().filter(|(i, _)| *i != d).map(|(_, &e)| e).collect();
+        let below = |form: &Form| match *form {
+            Form::Loop { dim, off } if dim > d => Form::Loop { dim: dim - 1, off },
+            Form::Loop { .. } | Form::Const(_) | Form::Other => *form,
+        };
+        let forms: Vec<Form> = forms.iter().map(below).collect();
+        let layout = spread_over_loop(&rest, &forms, dist)?.layout.insert_dim(d, 1).ok()?;
+        return Some(Dist::new(layout));
+    }
+    if forms.len() != extents.len() {
         return None;
     }
     let mut order = vec![usize::MAX; extents.len()];
@@ -466,11 +529,20 @@ fn spread_over_loop(extents: &[usize], forms: &[Form], dist: &Dist) -> Option<Di
     zellige_ir::layout::FragmentLayout::new(extents, layout.map().clone()).ok().map(Dist::new)
 }
 
-/// The part of a loop's layout that a fragment indexed by some of the loop's indices has.
+/// The part of a loop's layout that a fragment indexed by some of the loop's indices has. Threads hold all of an axis
+/// that the loop holds fixed.
 fn slice_loop(shape: &[usize], extents: &[usize], forms: &[Form], dist: &Dist) -> Option<Dist> {
     let mut dims = Vec::new();
+    let mut fixed = Vec::new();
     for (axis, form) in forms.iter().enumerate() {
-        let Form::Loop { dim, off: 0 } = *form else { return None };
+        let dim = match *form {
+            Form::Loop { dim, off: 0 } => dim,
+            Form::Const(_) => {
+                fixed.push(axis);
+                continue;
+            }
+            Form::Loop { .. } | Form::Other => return None,
+        };
         if dims.contains(&dim) || extents[dim] != shape[axis] {
             return None;
         }
@@ -487,6 +559,9 @@ fn slice_loop(shape: &[usize], extents: &[usize], forms: &[Form], dist: &Dist) -
     let order: Vec<usize> = dims.iter().map(|d| kept.iter().position(|k| k == d)).collect::<Option<_>>()?;
     if !order.iter().copied().eq(0..order.len()) {
         layout = layout.permute(&order).ok()?;
+    }
+    for axis in fixed {
+        layout = layout.insert_dim(axis, shape[axis]).ok()?;
     }
     Some(Dist::new(layout))
 }

@@ -9,6 +9,7 @@
 //!   ([`super::pipeline`]) puts a barrier between them. Nothing here places barriers by hand.
 
 mod accesses;
+mod apart;
 mod atomic;
 mod cast;
 mod control;
@@ -46,7 +47,7 @@ pub use params::alignable;
 
 use super::PtxOptions;
 use super::error::CodegenError;
-use super::simt::{Builder, Kernel, Special, Val};
+use super::simt::{Builder, Kernel, Obj, ObjKind, PhaseId, Special, Val};
 use super::target::Target;
 use index::Idx;
 use place::Place;
@@ -104,6 +105,8 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
         in_pipeline: false,
         skip: HashSet::new(),
         aligned: opts.aligned,
+        phase_ops: Vec::new(),
+        apart: apart::Apart::new(func),
         hopper: None,
     };
     // The launcher has checked the prelude's assertions.
@@ -118,6 +121,7 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
             lowerer.region(func.body)?;
         }
     }
+    lowerer.note_apart();
     Ok(Lowered { kernel: lowerer.b.kernel, explain: lowerer.explain })
 }
 
@@ -139,6 +143,9 @@ struct Lowerer<'f> {
     in_pipeline: bool,
     /// Copies of the current pipelined loop that run ahead: not lowered where they stand.
     skip: HashSet<Op>,
+    /// The op of the block that each phase belongs to.
+    phase_ops: Vec<Option<Op>>,
+    apart: apart::Apart,
     /// Set while the warps that multiply with `wgmma` are lowered.
     hopper: Option<Rc<hopper::HopperRole>>,
 }
@@ -341,6 +348,28 @@ impl<'f> Lowerer<'f> {
         }
     }
 
+    /// Tells barrier insertion which phases touch different elements of a tensor.
+    fn note_apart(&mut self) {
+        let tensors: Vec<(Buffer, Obj)> = self.written_tensors();
+        for (i, &after) in self.phase_ops.iter().enumerate() {
+            for (j, &before) in self.phase_ops[..i].iter().enumerate() {
+                let (Some(before), Some(after)) = (before, after) else { continue };
+                for &(tensor, obj) in &tensors {
+                    if self.apart.differ(before, after, tensor) {
+                        self.b.kernel.phases[PhaseId::from_index(i)].apart.push((obj, PhaseId::from_index(j)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tensors that the kernel writes, with their objects.
+    fn written_tensors(&self) -> Vec<(Buffer, Obj)> {
+        let global = |b: &Buffer| self.func.buffers[*b].scope == zellige_ir::Scope::Global;
+        let objs = self.func.buffers.ids().filter(global).filter_map(|b| Some((b, self.memory(b)?.obj)));
+        objs.filter(|(_, o)| matches!(self.b.kernel.objs[*o].kind, ObjKind::Global { read_only: false })).collect()
+    }
+
     // ---- ops of the block ------------------------------------------------------------------------------------
 
     fn region(&mut self, region: Region) -> Result {
@@ -354,6 +383,18 @@ impl<'f> Lowerer<'f> {
         if self.scalar_op(op, None)? {
             return Ok(());
         }
+        let first = self.b.kernel.phases.len();
+        self.tile_op(op)?;
+        // Those of ops nested in a loop are noted already.
+        self.phase_ops.resize(self.b.kernel.phases.len().max(first), None);
+        for source in &mut self.phase_ops[first..] {
+            source.get_or_insert(op);
+        }
+        Ok(())
+    }
+
+    fn tile_op(&mut self, op: Op) -> Result {
+        let func = self.func;
         match &func.ops[op].kind {
             OpKind::Load { out, buffer, indices } => self.load_scalar(op, *out, *buffer, indices),
             OpKind::Store { buffer, indices, value } => self.store_scalar(op, *buffer, indices, *value),

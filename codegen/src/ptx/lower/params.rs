@@ -133,6 +133,7 @@ impl Lowerer<'_> {
             span: data.span.clone(),
             managed: false,
             home,
+            split: Vec::new(),
         });
         let mut base = self.b.zero(Ty::B64);
         let mut given: Vec<Idx> = Vec::new();

@@ -61,7 +61,7 @@ impl Lowerer<'_> {
         let (placement, bytes, align) = shared_placement(dtype, shape, form);
         let home = self.b.block();
         let kind = ObjKind::Shared { bytes: bytes as u32, align, offset: None };
-        let obj = self.b.new_obj(ObjData { name, kind, span, managed: false, home });
+        let obj = self.b.new_obj(ObjData { name, kind, span, managed: false, home, split: Vec::new() });
         let base = self.b.shared_addr(obj);
         View {
             space: Space::Shared,

@@ -47,7 +47,7 @@ impl Lowerer<'_> {
         }
         if producers.is_empty() {
             self.explain.push(format!("pipeline: the loop at {at} runs iteration by iteration: no copy can run ahead"));
-            return self.serial(index, Idx::constant(0), extent, Idx::constant(1), body);
+            return self.serial(op, index, Idx::constant(0), extent, Idx::constant(1), body);
         }
         if extent.hi <= 0 {
             return Ok(());
@@ -209,6 +209,7 @@ impl Lowerer<'_> {
             span: data.span.clone(),
             managed: true,
             home,
+            split: Vec::new(),
         });
         let base = self.b.shared_addr(obj);
         let view = View {

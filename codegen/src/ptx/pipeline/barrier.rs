@@ -5,7 +5,8 @@
 //! after write, on one object or on two that share bytes) the phase's mark becomes a barrier, otherwise it vanishes.
 //! Loops are walked until nothing changes, so accesses of one iteration meet those of the next; the arms of a
 //! conditional are walked apart and their accesses united. Control flow that threads may leave differently contains no
-//! marks, hence no barrier.
+//! marks, hence no barrier. What the lowering knows to be different elements needs none either: of phases in one turn
+//! ([`PhaseInfo::apart`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop ([`ObjData::split`](crate::ptx::simt::ObjData)).
 
 use super::shared::overlap;
 use crate::ptx::simt::{Block, Inst, Kernel, Obj, ObjKind, PhaseId, SimtOp};
@@ -33,6 +34,8 @@ struct Access {
     obj: Obj,
     kind: Kind,
     phase: Option<PhaseId>,
+    /// It may have happened in an earlier turn of a loop around its phase.
+    stale: bool,
 }
 
 type Pending = HashSet<Access>;
@@ -159,8 +162,11 @@ impl Pass<'_> {
                 state = self.block(b, state);
             }
             let size = entry.len();
-            entry.extend(state);
+            let turn: Vec<Access> = state.difference(&entry).map(|a| Access { stale: true, ..*a }).collect();
+            let split = |a: &&Access| blocks.iter().any(|b| self.k.objs[a.obj].split.contains(b));
+            entry.extend(turn.iter().filter(|a| !split(a)));
             if entry.len() == size && self.barriers.len() == known {
+                entry.extend(turn);
                 return entry;
             }
         }
@@ -200,7 +206,7 @@ impl Pass<'_> {
                 ObjKind::Shared { .. } => true,
                 ObjKind::Local { .. } => false,
             };
-            let access = Access { obj, kind, phase };
+            let access = Access { obj, kind, phase, stale: false };
             if relevant && !found.contains(&access) {
                 found.push(access);
             }
@@ -242,9 +248,14 @@ impl Pass<'_> {
     /// True if other threads may meet in these accesses.
     fn share(&self, old: &Access, new: &Access) -> bool {
         if old.obj == new.obj {
-            return !self.k.objs[old.obj].managed && !self.same_footprint(old, new);
+            return !self.k.objs[old.obj].managed && !self.same_footprint(old, new) && !self.apart(old, new);
         }
         overlap(self.k, old.obj, new.obj)
+    }
+
+    fn apart(&self, old: &Access, new: &Access) -> bool {
+        let (Some(before), Some(after)) = (old.phase, new.phase) else { return false };
+        !old.stale && self.k.phases[after].apart.contains(&(old.obj, before))
     }
 
     fn same_footprint(&self, old: &Access, new: &Access) -> bool {

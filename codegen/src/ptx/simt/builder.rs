@@ -606,7 +606,7 @@ impl Builder {
     /// Begins a phase.
     pub fn phase(&mut self, what: impl Into<String>) -> PhaseId {
         let span = Some(self.span());
-        let id = self.kernel.phases.push(PhaseInfo { what: what.into(), span, footprints: Vec::new() });
+        let id = self.kernel.phases.push(PhaseInfo { what: what.into(), span, ..PhaseInfo::default() });
         self.push(SimtOp::Phase { id });
         id
     }

@@ -88,6 +88,8 @@ pub struct ObjData {
     pub managed: bool,
     /// The block where the object comes into being: its contents do not outlive one execution of the block.
     pub home: Block,
+    /// Bodies of loops of which each turn touches elements that no other turn touches.
+    pub split: Vec<Block>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -210,6 +212,8 @@ pub struct PhaseInfo {
     /// Objects of which each thread touches exactly the elements that the key stands for: two phases with equal keys
     /// need no barrier between them.
     pub footprints: Vec<(Obj, u64)>,
+    /// Earlier phases that touch other elements of an object, if they belong to the same turn of all loops around.
+    pub apart: Vec<(Obj, PhaseId)>,
 }
 
 /// A kernel as one thread runs it.

@@ -321,7 +321,14 @@ impl<'t> Parser<'t> {
         let managed = self.eat("managed");
         self.expect("home")?;
         let home = self.id("block")?;
-        Ok(ObjData { name, kind, span: Span::unknown(), managed, home: self.grown_block(home) })
+        let home = self.grown_block(home);
+        let mut split = Vec::new();
+        while self.eat("split") {
+            self.expect("by")?;
+            let body = self.id("block")?;
+            split.push(self.grown_block(body));
+        }
+        Ok(ObjData { name, kind, span: Span::unknown(), managed, home, split })
     }
 
     fn extent(&mut self) -> Result<(u32, u32)> {
@@ -345,7 +352,11 @@ impl<'t> Parser<'t> {
         while self.eat("touches") {
             footprints.push((self.id("m")?, self.number()?));
         }
-        Ok(PhaseInfo { what, span, footprints })
+        let mut apart = Vec::new();
+        while self.eat("apart") {
+            apart.push((self.id("m")?, self.id("phase")?));
+        }
+        Ok(PhaseInfo { what, span, footprints, apart })
     }
 
     // ---- ops ---------------------------------------------------------------------------------------------------

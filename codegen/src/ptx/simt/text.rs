@@ -149,7 +149,11 @@ impl fmt::Display for Kernel {
                 }
                 ObjKind::Local { bytes, align } => write!(f, "local {what} {bytes} bytes align {align}")?,
             }
-            writeln!(f, "{} home {}", if obj.managed { " managed" } else { "" }, obj.home)?;
+            write!(f, "{} home {}", if obj.managed { " managed" } else { "" }, obj.home)?;
+            for body in &obj.split {
+                write!(f, " split by {body}")?;
+            }
+            writeln!(f)?;
         }
         for (id, ty) in self.vars.iter() {
             writeln!(f, "var {id}: {ty}")?;
@@ -161,6 +165,9 @@ impl fmt::Display for Kernel {
             }
             for (obj, key) in &phase.footprints {
                 write!(f, " touches {obj} {key}")?;
+            }
+            for (obj, other) in &phase.apart {
+                write!(f, " apart {obj} {other}")?;
             }
             writeln!(f)?;
         }

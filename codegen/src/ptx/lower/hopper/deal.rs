@@ -57,7 +57,14 @@ impl Lowerer<'_> {
         let span = self.b.span();
         let home = self.b.kernel.body;
         let kind = ObjKind::Global { read_only: false };
-        let obj = self.b.new_obj(ObjData { name: "counter of blocks".into(), kind, span, managed: true, home });
+        let obj = self.b.new_obj(ObjData {
+            name: "counter of blocks".into(),
+            kind,
+            span,
+            managed: true,
+            home,
+            split: Vec::new(),
+        });
         let addr = Addr { base, offset: 0, obj };
         let (one, zero) = (self.b.c32(1), self.b.c32(0));
         let fetched = self.b.atom(AtomOp::Add, Num::U32, Space::Global, addr, one, None);

@@ -212,6 +212,7 @@ impl Lowerer<'_> {
             span: span.clone(),
             managed: true,
             home,
+            split: Vec::new(),
         };
         let mut tiles = Vec::new();
         for l in &plan.loads {
