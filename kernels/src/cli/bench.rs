@@ -45,9 +45,14 @@ struct Row {
     tflop_per_s: Option<f64>,
     /// `gb_per_s` as a fraction of the copy's, for a kernel that memory bounds.
     of_copy: Option<f64>,
+    /// The time of a copy that moves as many bytes, timed alike, as a fraction of `time_us`: that ceiling has the start of a
+    /// launch and the cold cache in it, too.
+    of_equal_copy: Option<f64>,
     resources: Option<Resources>,
     inputs_s: Option<f64>,
     compile_ms: Option<f64>,
+    /// Of that, from the kernel's Rust body to machine code or PTX; the rest is the driver's own compiler.
+    codegen_ms: Option<f64>,
     from_cache: bool,
     /// Why there is no time.
     message: Option<String>,
@@ -127,19 +132,26 @@ fn bench(kernel: &'static str, case: Case, args: &args::Bench, device: &Device, 
         gb_per_s: None,
         tflop_per_s: None,
         of_copy: None,
+        of_equal_copy: None,
         resources: None,
         inputs_s: None,
         compile_ms: None,
+        codegen_ms: None,
         from_cache: false,
         message: None,
     };
     match result {
         Err(message) => Row { message: Some(message), ..row },
-        Ok(m) => measured(row, &m, device.is_shared(), copy),
+        Ok(m) => {
+            let bound_by_memory = copy.is_some() && m.work.bytes > 0.0 && m.work.flops == 0.0;
+            // Without it the row has everything else.
+            let equal = bound_by_memory.then(|| device.copy_time(m.work.bytes as usize).ok().flatten()).flatten();
+            measured(row, &m, device.is_shared(), copy, equal)
+        }
     }
 }
 
-fn measured(row: Row, m: &Measured, shared: bool, copy: Option<f64>) -> Row {
+fn measured(row: Row, m: &Measured, shared: bool, copy: Option<f64>, equal: Option<Duration>) -> Row {
     let at = |part: f64| m.times[((m.times.len() - 1) as f64 * part).round() as usize];
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     let time = if shared { at(0.0) } else { at(0.5) };
@@ -155,9 +167,11 @@ fn measured(row: Row, m: &Measured, shared: bool, copy: Option<f64>) -> Row {
         gb_per_s: bytes.map(|b| b / 1e9),
         tflop_per_s: rate(m.work.flops).map(|f| f / 1e12),
         of_copy: bytes.zip(copy).filter(|_| m.work.flops == 0.0).map(|(b, c)| b / c),
+        of_equal_copy: equal.filter(|_| !time.is_zero()).map(|e| e.as_secs_f64() / time.as_secs_f64()),
         resources: m.build.resources,
         inputs_s: Some(m.inputs.as_secs_f64()),
         compile_ms: Some((m.build.record + m.build.compile).as_secs_f64() * 1e3),
+        codegen_ms: Some((m.build.record + m.build.compile - m.build.driver).as_secs_f64() * 1e3),
         from_cache: m.build.from_cache,
         ..row
     }
@@ -202,7 +216,7 @@ fn print_table(report: &Report) {
         None => println!("{}\n", report.device),
     }
     let gpu = report.rows.iter().any(|r| r.resources.is_some());
-    let mut header = vec!["kernel", "case", "time us", "moved MB", "GB/s", "of copy", "TFLOP/s"];
+    let mut header = vec!["kernel", "case", "time us", "moved MB", "GB/s", "of copy", "of equal copy", "TFLOP/s"];
     if gpu {
         header.extend(["registers", "local B", "shared B", "occupancy"]);
     }
@@ -212,6 +226,7 @@ fn print_table(report: &Report) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let number = |v: Option<f64>, digits: usize| Cell::new(v.map(|v| format!("{v:.digits$}")).unwrap_or_default());
+    let percent = |v: Option<f64>| Cell::new(v.map(|f| format!("{:.0} %", 100.0 * f)).unwrap_or_default());
     for r in report.rows.iter().filter(|r| r.message.is_none()) {
         let mut cells = vec![
             Cell::new(r.kernel),
@@ -219,7 +234,8 @@ fn print_table(report: &Report) {
             number(r.time_us, 1),
             number(Some(r.bytes / 1e6), 1),
             number(r.gb_per_s, 1),
-            Cell::new(r.of_copy.map(|f| format!("{:.0} %", 100.0 * f)).unwrap_or_default()),
+            percent(r.of_copy),
+            percent(r.of_equal_copy),
             number(r.tflop_per_s, 2),
         ];
         if let Some(u) = &r.resources {

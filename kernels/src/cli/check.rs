@@ -17,6 +17,8 @@ struct Row {
     device: String,
     /// Recording the kernel and compiling it.
     compile_ms: Option<f64>,
+    /// Of that, from the kernel's Rust body to machine code or PTX; the rest is the driver's own compiler.
+    codegen_ms: Option<f64>,
     from_cache: bool,
     run_ms: Option<f64>,
     /// Making the inputs.
@@ -65,6 +67,7 @@ fn check(kernel: &'static str, case: &Case, args: &args::Check, stream: &Stream)
         case: case.name.clone(),
         device: stream.device().name(),
         compile_ms: None,
+        codegen_ms: None,
         from_cache: false,
         run_ms: None,
         inputs_ms: Some(ms(inputs)),
@@ -91,6 +94,7 @@ fn measured(row: Row, o: &Outcome) -> Row {
         o.comparisons.iter().filter(|c| !c.verdict.pass).map(|c| format!("{}: {}", c.output, c.verdict)).collect();
     Row {
         compile_ms: Some(ms(o.build.record + o.build.compile)),
+        codegen_ms: Some(ms(o.build.record + o.build.compile - o.build.driver)),
         from_cache: o.build.from_cache,
         run_ms: Some(ms(o.time)),
         verify_ms: Some(ms(o.verify)),

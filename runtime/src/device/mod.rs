@@ -40,6 +40,12 @@ pub(crate) trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// How long a copy takes that reads and writes `bytes` in all, timed as a launch is; `None` as with
+    /// [`copy_rate`](Self::copy_rate).
+    fn copy_time(&self, _bytes: usize) -> Result<Option<Duration>, String> {
+        Ok(None)
+    }
+
     /// Gets a list of launches ready to be run with one call, in order, on tensors that they share.
     fn capture<'a>(&self, _calls: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
         Err(LaunchError::NoGraphs { device: self.name() })
@@ -56,6 +62,11 @@ pub(crate) trait Executable: Any + Send + Sync {
 
     /// Did the code come from the disk cache?
     fn is_from_cache(&self) -> bool;
+
+    /// How long the vendor's own compiler worked on the code.
+    fn driver_time(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What the kernel takes of the device; `None` if the device does not count it.
     fn resources(&self) -> Option<Resources> {
@@ -141,6 +152,8 @@ pub struct BuildTimes {
     pub record: Duration,
     /// Tile IR to machine code, or loading it from the cache.
     pub compile: Duration,
+    /// Of that, what the vendor's own compiler took, in the driver.
+    pub driver: Duration,
     /// Did the machine code come from the disk cache?
     pub from_cache: bool,
     /// What the kernel takes of a GPU; `None` on other devices.
@@ -250,6 +263,17 @@ impl Device {
         self.0.backend.copy_rate().map_err(|cause| LaunchError::Device { kernel: "copy", device: self.name(), cause })
     }
 
+    /// Measures how long the device takes to copy memory, `bytes` read and written in all, with the median of launches timed as
+    /// those of kernels are: what a kernel that moves as much can reach at best, the start and the cold cache included.
+    /// `None` on devices where only one rate matters, or none.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn copy_time(&self, bytes: usize) -> Result<Option<Duration>, LaunchError> {
+        let time = self.0.backend.copy_time(bytes);
+        time.map_err(|cause| LaunchError::Device { kernel: "copy", device: self.name(), cause })
+    }
+
     /// A queue of launches on this device.
     pub fn stream(&self) -> Stream {
         Stream { device: self.clone() }
@@ -286,6 +310,7 @@ impl Device {
         let times = BuildTimes {
             record,
             compile: start.elapsed(),
+            driver: executable.driver_time(),
             from_cache: executable.is_from_cache(),
             resources: executable.resources(),
         };

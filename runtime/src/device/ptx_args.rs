@@ -50,7 +50,7 @@ impl<K> Loaded<K> {
     pub(super) fn new(
         func: &Func,
         options: &PtxOptions,
-        load: impl Fn(PtxKernel) -> Result<K, String>,
+        load: impl FnOnce(PtxKernel) -> Result<K, String>,
     ) -> Result<Loaded<K>, String> {
         let options = options.aligned(alignable(func));
         let (kernel, from_cache) = store::ptx(func, &options)?;

@@ -18,6 +18,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
 use error::{Loss, cuda_of_isa, describe, version_text};
 use module::CudaExecutable;
 use std::sync::Arc;
+use std::time::Duration;
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::Func;
 
@@ -122,6 +123,11 @@ impl Backend for Cuda {
     fn copy_rate(&self) -> Result<Option<f64>, String> {
         self.shared.usable("copy").map_err(|e| e.to_string())?;
         time::copy_rate(&self.shared).map(Some).map_err(describe)
+    }
+
+    fn copy_time(&self, bytes: usize) -> Result<Option<Duration>, String> {
+        self.shared.usable("copy").map_err(|e| e.to_string())?;
+        time::copy_time(&self.shared, bytes).map(Some).map_err(describe)
     }
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {

@@ -11,6 +11,7 @@ use cudarc::driver::{DriverError, result};
 use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use zellige_codegen::ptx::{PtxKernel, PtxOptions};
 use zellige_ir::Func;
 
@@ -24,6 +25,8 @@ const DEFAULT_SHARED: u32 = 48 * 1024;
 pub(super) struct CudaExecutable {
     pub(super) shared: Arc<Shared>,
     kernels: Loaded<Function>,
+    /// What the driver's compiler took for the first of them.
+    driver: Duration,
 }
 
 /// A kernel in the driver.
@@ -60,8 +63,14 @@ impl CudaExecutable {
     /// # Errors
     /// If it does not compile or load.
     pub(super) fn load(shared: &Arc<Shared>, func: &Func, options: &PtxOptions) -> Result<CudaExecutable, String> {
-        let kernels = Loaded::new(func, options, |kernel| Function::load(shared, kernel))?;
-        Ok(CudaExecutable { shared: Arc::clone(shared), kernels })
+        let mut driver = Duration::ZERO;
+        let kernels = Loaded::new(func, options, |kernel| {
+            let start = Instant::now();
+            let function = Function::load(shared, kernel);
+            driver = start.elapsed();
+            function
+        })?;
+        Ok(CudaExecutable { shared: Arc::clone(shared), kernels, driver })
     }
 
     /// The kernel that launches get if they can.
@@ -161,6 +170,10 @@ fn resources(shared: &Shared, kernel: &PtxKernel, function: sys::CUfunction) -> 
 impl Executable for CudaExecutable {
     fn is_from_cache(&self) -> bool {
         self.kernels.is_from_cache()
+    }
+
+    fn driver_time(&self) -> Duration {
+        self.driver
     }
 
     fn resources(&self) -> Option<Resources> {

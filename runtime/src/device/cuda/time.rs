@@ -34,6 +34,17 @@ pub(super) fn launches(
     elapsed(&events)
 }
 
+/// The median of a few copies, each with a cold L2 cache, that read and write `bytes` in all.
+pub(super) fn copy_time(shared: &Shared, bytes: usize) -> Result<Duration, DriverError> {
+    const COPIES: usize = 11;
+    let stream = &shared.stream;
+    let source = stream.alloc_zeros::<u8>((bytes / 2).max(1))?;
+    let mut target = stream.alloc_zeros::<u8>((bytes / 2).max(1))?;
+    let mut times = launches(shared, COPIES, || stream.memcpy_dtod(&source, &mut target))?;
+    times.sort_unstable();
+    Ok(times[COPIES / 2])
+}
+
 /// The median of a few copies between two buffers that no cache holds, in bytes read and written a second.
 pub(super) fn copy_rate(shared: &Shared) -> Result<f64, DriverError> {
     const COPIES: usize = 11;
