@@ -83,7 +83,7 @@ pub const ENTRY: Entry<TokensConfig> = Entry {
         tolerance: "bf16 of a value within 2^-16 of its terms",
         source: "V4 specification 2.1 (head)",
     },
-    config: TokensConfig { bt: 4, threads: 128 },
+    config: TokensConfig { bt: 1, threads: 128 },
     small: &[TokensConfig { bt: 2, threads: 32 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcHead::new(cfg)),

@@ -121,7 +121,9 @@ impl LibraryKernel for Entry {
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         let case = |rows: usize, dim: usize, parts: usize| {
-            let cfg = RmsNormConfig { rows: super::rows_for(4096, dim), ..RmsNormConfig::for_dim(dim) };
+            // Two blocks of 224 threads fit a multiprocessor, and share 7168 columns without a rest.
+            let threads = if dim.is_multiple_of(8 * 224) { 224 } else { 256 };
+            let cfg = RmsNormConfig { rows: super::rows_for(4096, dim), threads, ..RmsNormConfig::for_dim(dim) };
             self::case(rows, dim, parts, cfg)
         };
         match scale {
@@ -135,7 +137,7 @@ impl LibraryKernel for Entry {
                     self::case(9, 512, 2, unweighted),
                 ]
             }
-            Scale::Representative => vec![case(4096, 7168, 128)],
+            Scale::Representative => vec![case(4096, 7168, 264)],
             Scale::Full => vec![case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)],
         }
     }

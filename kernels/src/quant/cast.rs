@@ -29,7 +29,7 @@ choices! {
 #[tune(constraint = layout != ScaleLayout::Packed || (ue8m0 && mode != CastMode::GivenScales))]
 #[tune(constraint = block_cols == 1 || block_cols.is_multiple_of(2))]
 #[tune(constraint = block_cols <= bn || block_cols.is_multiple_of(bn))]
-#[tune(constraint = bm.is_multiple_of(4) && bn.is_multiple_of(2))]
+#[tune(constraint = bm.is_multiple_of(4) && bn.is_multiple_of(2) && steps > 0)]
 pub struct CastConfig {
     /// Rows that share a scale factor.
     pub block_rows: usize,
@@ -51,6 +51,9 @@ pub struct CastConfig {
     /// Columns of a tile, where a scale factor belongs to one column or a long row.
     #[tune(128, 256, 512, 1024)]
     pub bn: usize,
+    /// Groups of columns that a block handles, at most; [`ScaleLayout::Packed`] takes four, for whole words.
+    #[tune(1, 2, 4)]
+    pub steps: usize,
     #[tune(128, 256)]
     pub threads: usize,
 }
@@ -67,8 +70,9 @@ impl Default for CastConfig {
             mode: CastMode::Full,
             input_group: 0,
             gathered: false,
-            bm: 16,
+            bm: 32,
             bn: 512,
+            steps: 1,
             threads: 128,
         }
     }
@@ -107,8 +111,8 @@ impl CastConfig {
     }
 }
 
-/// Groups of columns that a block handles, at most; four, so that it has whole words of packed exponents.
-pub const STEPS: usize = 4;
+/// Groups in a word of packed exponents.
+pub const PACKED_STEPS: usize = 4;
 
 /// Casts an `m` x `cols` matrix that `load` reads tile by tile, in f32, from a row and column on. `store` writes the scaled
 /// elements of a tile. `floor` is the smallest amax. Declares the grid.
@@ -124,7 +128,8 @@ pub fn cast_tiles<Q: Code, S: Element>(
 ) {
     let ([rows, width], pieces) = cfg.tile(cols);
     let groups = cols.div_ceil(width * pieces);
-    let steps = STEPS.min(groups.max(1));
+    let steps = if cfg.layout == ScaleLayout::Packed { PACKED_STEPS } else { cfg.steps };
+    let steps = steps.min(groups.max(1));
     let [bx, by] = t.grid((groups.div_ceil(steps), m.ceil_div(rows)), cfg.threads);
     let x = t.fragment::<f32, 2>([rows, width]);
     let amax = PerGroup::new(t, cfg.sharing(), [rows, width]);

@@ -1,7 +1,7 @@
 //! The 12-bit format e5m6: cast per token and back. Eight codes take three words, the first code in the highest bits.
 
 use super::problem::matrix;
-use super::scale::Scaling;
+use super::scale::{Scaling, power, power_exponent};
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -75,29 +75,34 @@ pub fn per_token_cast_e5m6<X: Element>(
     let E5m6Config { group, bm, .. } = cfg;
     let [g, b] = t.grid((x.static_dim(1) / group, x.dim(0).ceil_div(bm)), cfg.threads);
     let (row, col) = (b * bm, g * group);
-    let values = t.shared::<f32, 2>([bm, group]);
-    t.cast(x.at((row, col)), values);
+    let units = group / 8;
+    // The elements of a unit of three words are neighbours: one wide read, and registers from there on.
+    let values: [_; 8] = std::array::from_fn(|_| t.fragment::<f32, 2>([bm, units]));
+    let largest = t.fragment::<f32, 2>([bm, units]);
+    for (i, q) in t.parallel((bm, units)) {
+        let v: [_; 8] = std::array::from_fn(|j| x[(row + i, col + q * 8 + j)].cast::<f32>());
+        for (fragment, v) in values.iter().zip(v) {
+            fragment.store((i, q), v);
+        }
+        largest[(i, q)] = v.iter().fold(lit(0.0), |max: Expr<f32>, v| max.max(v.abs()));
+    }
     let (amax, by) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
-    t.reduce_absmax(values, amax, 1);
+    t.reduce_max(largest, amax, 1);
     for i in t.parallel(bm) {
         let amax = amax[i].max(AMAX_FLOOR);
         let (scale, reciprocal) = match Scaling::new(cfg.ue8m0, true) {
             Scaling::PowerOfTwo => {
-                let s = zellige::ceil_pow2(amax / MAX).cast::<f32>();
-                (s, s.recip())
+                let exponent = power_exponent(amax, MAX);
+                (power(exponent), power(254 - exponent))
             }
             Scaling::Divide | Scaling::Reciprocal => (amax / MAX, lit::<f32>(MAX) / amax),
         };
         sf[(row + i, g)] = scale;
         by[i] = reciprocal;
     }
-    let codes = t.shared::<u32, 2>([bm, group]);
-    for (i, j) in t.parallel((bm, group)) {
-        codes[(i, j)] = encode((values[(i, j)] * by[i]).clamp(-MAX, MAX));
-    }
-    for (i, q) in t.parallel((bm, group / 8)) {
-        let c: Vec<Expr<u32>> = (0..8).map(|j| codes[(i, q * 8 + j)]).collect();
-        let first = g * (group / 8 * 3) + q * 3;
+    for (i, q) in t.parallel((bm, units)) {
+        let c: Vec<Expr<u32>> = values.iter().map(|v| encode((v[(i, q)] * by[i]).clamp(-MAX, MAX))).collect();
+        let first = g * (units * 3) + q * 3;
         words[(row + i, first)] = (c[0] << 20u32) | (c[1] << 8u32) | (c[2] >> 4u32);
         words[(row + i, first + 1)] = (c[2] << 28u32) | (c[3] << 16u32) | (c[4] << 4u32) | (c[5] >> 8u32);
         words[(row + i, first + 2)] = (c[5] << 24u32) | (c[6] << 12u32) | c[7];
@@ -116,11 +121,8 @@ pub fn cast_back_e5m6<O: Element>(
     let E5m6Config { group, bm, .. } = cfg;
     let [g, b] = t.grid((y.static_dim(1) / group, y.dim(0).ceil_div(bm)), cfg.threads);
     let (row, col) = (b * bm, g * group);
-    let packed = t.shared::<u32, 2>([bm, group / 8 * 3]);
-    t.copy(words.at((row, g * (group / 8 * 3))), packed);
-    let values = t.shared::<f32, 2>([bm, group]);
     for (i, q) in t.parallel((bm, group / 8)) {
-        let w: Vec<Expr<u32>> = (0..3).map(|j| packed[(i, q * 3 + j)]).collect();
+        let w: Vec<Expr<u32>> = (0..3).map(|j| words[(row + i, g * (group / 8 * 3) + q * 3 + j)]).collect();
         let codes = [
             w[0] >> 20u32,
             w[0] >> 8u32,
@@ -132,10 +134,9 @@ pub fn cast_back_e5m6<O: Element>(
             w[2],
         ];
         for (j, code) in codes.into_iter().enumerate() {
-            values[(i, q * 8 + j)] = decode(code & 0xfffu32) * sf[(row + i, g)];
+            y[(row + i, col + q * 8 + j)] = (decode(code & 0xfffu32) * sf[(row + i, g)]).cast();
         }
     }
-    t.cast(values, y.at((row, col)));
 }
 
 /// The library's entry of the cast.

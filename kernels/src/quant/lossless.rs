@@ -13,9 +13,12 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
+/// Rows that are widened at a time.
+const ROWS: usize = 32;
+
 /// Config of [`per_block_cast_lossless`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = group > 0 && block_rows > 0 && block_cols.is_multiple_of(group) && group.is_multiple_of(2))]
+#[tune(constraint = group > 0 && block_rows > 0 && block_rows.is_multiple_of(ROWS) && block_cols.is_multiple_of(group) && group.is_multiple_of(2))]
 pub struct LosslessConfig {
     /// Columns that share a scale factor of the input.
     pub group: usize,
@@ -63,7 +66,7 @@ pub fn per_block_cast_lossless<S: Element>(
     t.reduce_max(of_columns, of_block, 0);
     let largest = of_block[[]];
     let out = (largest - 6).max(0);
-    let shift = t.fragment::<f32, 2>([block_rows, per_block]);
+    let shift = t.shared::<f32, 2>([block_rows, per_block]);
     for (i, g) in t.parallel((block_rows, per_block)) {
         let (r, c) = (row + i, bx * per_block + g);
         let up = exponents[(i, g)] - out;
@@ -73,13 +76,14 @@ pub fn per_block_cast_lossless<S: Element>(
         );
         shift[(i, g)] = ((up.clamp(-5, 6) + 127) << 23).bitcast::<f32>();
     }
-    let values = t.fragment::<f32, 2>([block_rows, group]);
-    for g in 0..per_block {
-        t.cast(x.at((row, col + g * group)), values);
-        for (i, j) in t.parallel((block_rows, group)) {
-            values[(i, j)] *= shift[(i, g)];
+    let values = t.fragment::<f32, 2>([ROWS, block_cols]);
+    for step in t.serial(block_rows / ROWS) {
+        let first = step * ROWS;
+        t.cast(x.at((row + first, col)), values);
+        for (i, j) in t.parallel((ROWS, block_cols)) {
+            values[(i, j)] *= shift[(first + i, j / group)];
         }
-        t.cast(values, codes.at((row, col + g * group)));
+        t.cast(values, codes.at((row + first, col)));
     }
     sf[(by, bx)] = out.cast::<u8>().bitcast::<e8m0>().cast::<S>();
 }

@@ -14,7 +14,7 @@ pub struct Entry;
 pub struct Transposed;
 
 fn config(group: usize) -> CastConfig {
-    CastConfig { block_rows: group, block_cols: 1, ue8m0: true, bn: 128, ..CastConfig::default() }
+    CastConfig { block_rows: group, block_cols: 1, ue8m0: true, bn: 64, ..CastConfig::default() }
 }
 
 fn cases(variant: Variant, scale: Scale) -> Vec<Case> {

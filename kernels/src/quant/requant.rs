@@ -11,7 +11,7 @@ use zellige_ir::DType::{self, BF16, F4E2M1, F8E4M3, F32};
 pub struct Entry;
 
 fn config() -> CastConfig {
-    CastConfig { block_rows: 128, block_cols: 1, ue8m0: true, gathered: true, bn: 128, ..CastConfig::default() }
+    CastConfig { block_rows: 128, block_cols: 1, ue8m0: true, gathered: true, bn: 64, ..CastConfig::default() }
 }
 
 fn problem(rows: usize, tokens: usize, cols: usize, x: DType, codes: DType, cfg: CastConfig) -> CastProblem {

@@ -2,7 +2,7 @@
 //! in the reference inference code.
 
 use super::problem::{format, matrix};
-use super::scale::Code;
+use super::scale::{Code, power, power_exponent};
 use crate::choice::with_type;
 use crate::inputs::Inputs;
 use crate::library::{
@@ -53,13 +53,11 @@ pub fn quant_round_trip<Q: Code>(
     let (row, col) = (b * bm, g * group);
     let tile = t.fragment::<f32, 2>([bm, group]);
     t.cast(x.at((row, col)), tile);
-    let scale = t.fragment::<f32, 1>([bm]);
-    t.reduce_absmax(tile, scale, 1);
-    for i in t.parallel(bm) {
-        scale[i] = zellige::ceil_pow2(scale[i].max(Q::AMAX_FLOOR) / Q::MAX).cast::<f32>();
-    }
+    let amax = t.fragment::<f32, 1>([bm]);
+    t.reduce_absmax(tile, amax, 1);
     for (i, j) in t.parallel((bm, group)) {
-        tile[(i, j)] = (tile[(i, j)] * scale[i].recip()).cast::<Q>().cast::<f32>() * scale[i];
+        let exponent = power_exponent(amax[i].max(Q::AMAX_FLOOR), Q::MAX);
+        tile[(i, j)] = (tile[(i, j)] * power(254 - exponent)).cast::<Q>().cast::<f32>() * power(exponent);
     }
     t.cast(tile, x.at((row, col)));
 }

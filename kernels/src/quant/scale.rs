@@ -174,11 +174,28 @@ pub fn scales<Q: Code>(t: T, amax: PerGroup, floor: Expr<f32>, scaling: Scaling)
             by: floored.map(t, |a| lit::<f32>(Q::MAX) / a),
             multiply: true,
         },
-        Scaling::PowerOfTwo => {
-            let factor = floored.map(t, |a| zellige::ceil_pow2(a / Q::MAX).cast());
-            given(t, factor)
-        }
+        Scaling::PowerOfTwo => Scales {
+            factor: floored.map(t, |a| power(power_exponent(a, Q::MAX))),
+            by: floored.map(t, |a| power(254 - power_exponent(a, Q::MAX))),
+            multiply: true,
+        },
     }
+}
+
+/// Exponent, with a bias of 127, of the power of two at or above `amax / max`; at least that of the smallest normal number.
+///
+/// That is amax's exponent less max's, and one more where amax has the larger mantissa: the rounded quotient lies on the
+/// same side of the power of two. A division would cost a branch for its special cases.
+#[track_caller]
+pub fn power_exponent(amax: Expr<f32>, max: f32) -> Expr<i32> {
+    let (exponent, mantissa) = (max.to_bits() >> 23, max.to_bits() & 0x7f_ffff);
+    (((amax.bitcast::<i32>() + (0x7f_ffff - mantissa as i32)) >> 23) - (exponent as i32 - 127)).max(1)
+}
+
+/// The power of two of an exponent with a bias of 127, of 1 to 254.
+#[track_caller]
+pub fn power(exponent: Expr<i32>) -> Expr<f32> {
+    (exponent << 23).bitcast()
 }
 
 /// Scale factors that were computed elsewhere; elements are multiplied by their reciprocals.

@@ -1,23 +1,36 @@
-//! The denominator of the logistic function, correctly rounded.
+//! The logistic function with a denominator and quotients that are correctly rounded.
 //!
 //! Activations are quantised as soon as they are computed, and whoever compares codes exactly must know the activation to the
 //! bit. The f32 exponential of the language is good to an ulp, which now and then puts a value on the other side of a
-//! rounding boundary; in this one the terms that matter are summed in f64, which is rounded once.
+//! rounding boundary; in this one the polynomial is summed in f64, which is rounded once. Quotients are Newton steps from
+//! an approximate reciprocal: unlike a division they have no special cases to branch to, and one reciprocal serves all.
 
 use zellige::prelude::*;
 
-/// ln 2 in f32: a part of which small multiples are exact, and the rest.
-const LN2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
+/// Added to an f32 of at most 22 bits it leaves the nearest integer in the low bits of the sum.
+const ROUND: f32 = 12_582_912.0;
 
-/// Terms of the Taylor series of e^r, |r| <= ln 2 / 2, whose sum is formed in f64: r^0 to r^6.
-const WIDE: i32 = 6;
+/// Denominators are kept divided by 16: so none overflows where the quotient is a normal number.
+const SCALE: f32 = 0.0625;
 
-/// The last term, in f32 as those between: what is left out, and the error of the terms in f32, are below 2^-44.
-const LAST: i32 = 11;
+/// Below this 1 + e^-g is infinite in f32.
+const OVERFLOW: f32 = -88.722_84;
 
-/// 1 / k!.
-fn coefficient(k: i32) -> f64 {
-    (1..=k).map(|i| 1.0 / f64::from(i)).product()
+/// Coefficients of a polynomial that is e^r within 2^-45 for |r| <= ln 2 / 2: the Taylor polynomial of degree 11 less
+/// multiples of the Chebyshev polynomials of degrees 11 and 10, which take away the last two terms.
+fn coefficients() -> [f64; 10] {
+    const T11: [f64; 12] = [0.0, -11.0, 0.0, 220.0, 0.0, -1232.0, 0.0, 2816.0, 0.0, -2816.0, 0.0, 1024.0];
+    const T10: [f64; 11] = [-1.0, 0.0, 50.0, 0.0, -400.0, 0.0, 1120.0, 0.0, -1280.0, 0.0, 512.0];
+    let mut c: [f64; 12] = std::array::from_fn(|k| (1..=k).map(|i| 1.0 / i as f64).product());
+    let reach = std::f64::consts::LN_2 / 2.0;
+    for chebyshev in [&T11[..], &T10[..]] {
+        let top = chebyshev.len() - 1;
+        let factor = c[top] * reach.powi(top as i32) / chebyshev[top];
+        for (k, t) in chebyshev.iter().enumerate() {
+            c[k] -= factor * t / reach.powi(k as i32);
+        }
+    }
+    std::array::from_fn(|k| c[k])
 }
 
 #[track_caller]
@@ -25,48 +38,85 @@ fn constant(v: f64) -> Expr<f64> {
     lit::<u64>(v.to_bits()).bitcast()
 }
 
-/// `1 + e^-g` in f32 as if both steps were done exactly and rounded to nearest even, up to exponentials within 2^-44 of the
-/// middle between two numbers. Infinite where e^-g overflows.
-#[track_caller]
-pub(super) fn one_plus_exp_minus(g: Expr<f32>) -> Expr<f32> {
-    // Below -80 the sum is 1, above 89 infinite.
-    let x = (-g).clamp(-80.0, 89.0);
-    let n = (x * std::f32::consts::LOG2_E).round();
-    let r = (-n).mul_add(LN2[1], (-n).mul_add(LN2[0], x));
-    let tail = (WIDE + 1..LAST)
-        .rev()
-        .fold(lit::<f32>(coefficient(LAST) as f32), |sum, k| sum.mul_add(r, coefficient(k) as f32));
-    let r = (-n.cast::<f64>()).mul_add(constant(std::f64::consts::LN_2), x.cast::<f64>());
-    let p = (0..=WIDE).rev().fold(tail.cast::<f64>(), |sum, k| sum.mul_add(r, constant(coefficient(k))));
-    // 2^(n - 1) is a number for n = 128 too.
-    let half_scale = ((n.cast::<i32>() + 126) << 23).bitcast::<f32>();
-    lit::<f32>(1.0) + p.cast::<f32>() * half_scale * 2.0
+/// `1 / (1 + e^-g)` as a factor.
+#[derive(Clone, Copy)]
+pub(super) struct Logistic {
+    /// `1 + e^-g` in f32 as if both steps were done exactly and rounded to nearest even, times [`SCALE`]; up to exponentials
+    /// within 2^-44 of the middle between two numbers.
+    denominator: Expr<f32>,
+    /// Its reciprocal, nearly.
+    reciprocal: Expr<f32>,
+    /// The denominator is infinite.
+    overflow: Expr<bool>,
+}
+
+impl Logistic {
+    #[track_caller]
+    pub fn of(g: Expr<f32>) -> Logistic {
+        // Below -80 the sum is 1.
+        let x = (-g).clamp(-80.0, 89.0);
+        let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+        let bits = rounded.bitcast::<u32>();
+        // The same bits as the low word of a number of which all but the integer is a constant.
+        let high = 1u64 << 52;
+        let wide = (bits.cast::<u64>() | f64::to_bits(high as f64)).bitcast::<f64>();
+        let n = wide - constant((high + u64::from(ROUND.to_bits())) as f64);
+        let r = (-n).mul_add(constant(std::f64::consts::LN_2), x.cast::<f64>());
+        let [rest @ .., last] = coefficients();
+        let p = rest.iter().rev().fold(constant(last), |sum, &c| sum.mul_add(r, constant(c)));
+        let power = ((bits + (127 - 4)) << 23).bitcast::<f32>();
+        let denominator = p.cast::<f32>().mul_add(power, SCALE);
+        let near = denominator.fast_recip();
+        let reciprocal = near.mul_add((-denominator).mul_add(near, 1.0), near);
+        Logistic { denominator, reciprocal, overflow: cmp::lt(&g, &OVERFLOW) }
+    }
+
+    /// `y / (1 + e^-g)`, rounded to nearest even for `y` above 2^-96 in magnitude.
+    #[track_caller]
+    pub fn times(self, y: Expr<f32>) -> Expr<f32> {
+        let numerator = y * SCALE;
+        let step = |q: Expr<f32>| (-self.denominator).mul_add(q, numerator).mul_add(self.reciprocal, q);
+        let quotient = step(step(numerator * self.reciprocal));
+        // Neither does a residual keep the sign of a zero, nor is one of infinity a number.
+        select(self.overflow | cmp::eq(&y, &0.0f32), y * 0.0, quotient)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// y = 1 + e^-x.
+    /// y = g / (1 + e^-g), z = 1 / (1 + e^-g).
     #[kernel]
-    fn denominators(t: T, #[dims(n)] x: &Tensor<f32, 1>, #[dims(n)] y: &mut Tensor<f32, 1>) {
-        let [b] = t.grid([x.dim(0).ceil_div(1024)], 128);
+    fn logistics(
+        t: T,
+        #[dims(n)] g: &Tensor<f32, 1>,
+        #[dims(n)] y: &mut Tensor<f32, 1>,
+        #[dims(n)] z: &mut Tensor<f32, 1>,
+    ) {
+        let [b] = t.grid([g.dim(0).ceil_div(1024)], 128);
         for i in t.parallel(1024) {
-            y[b * 1024 + i] = one_plus_exp_minus(x[b * 1024 + i]);
+            let at = b * 1024 + i;
+            let logistic = Logistic::of(g[at]);
+            y[at] = logistic.times(g[at]);
+            z[at] = logistic.times(lit(1.0));
         }
     }
 
     #[test]
     fn every_bf16_and_many_f32_give_the_nearest_number() {
-        let mut x: Vec<f32> = (0..=u16::MAX).map(|b| bf16::from_bits(b).to_f32()).filter(|x| !x.is_nan()).collect();
-        x.extend((0..1 << 18).map(|i| (i as f32 - 131_072.0) * 6.1e-4));
-        let want: Vec<f32> = x.iter().map(|&x| 1.0 + (-f64::from(x)).exp() as f32).collect();
-        let tensor = DeviceTensor::from_slice([x.len()], &x).unwrap();
-        for device in [Device::cpu(), Device::interp()] {
-            let mut y = DeviceTensor::zeros([x.len()]).unwrap();
-            Denominators::new().launch(&device.stream(), &tensor, &mut y).unwrap();
-            for ((x, got), want) in x.iter().zip(y.to_vec().unwrap()).zip(&want) {
-                assert_eq!(got.to_bits(), want.to_bits(), "1 + e^-{x} on {}: {got} {want}", device.name());
+        let mut g: Vec<f32> = (0..=u16::MAX).map(|b| bf16::from_bits(b).to_f32()).filter(|x| x.is_finite()).collect();
+        g.extend((0..1 << 18).map(|i| (i as f32 - 131_072.0) * 6.1e-4));
+        g.retain(|g| *g == 0.0 || g.abs() > 2f32.powi(-96));
+        let denominator = |g: f32| 1.0 + (-f64::from(g)).exp() as f32;
+        let tensor = DeviceTensor::from_slice([g.len()], &g).unwrap();
+        for device in [Device::cpu(), Device::interp(), Device::sim()] {
+            let (mut y, mut z) = (DeviceTensor::zeros([g.len()]).unwrap(), DeviceTensor::zeros([g.len()]).unwrap());
+            Logistics::new().launch(&device.stream(), &tensor, &mut y, &mut z).unwrap();
+            for ((&g, y), z) in g.iter().zip(y.to_vec().unwrap()).zip(z.to_vec().unwrap()) {
+                let want = (g / denominator(g), 1.0 / denominator(g));
+                let same = y.to_bits() == want.0.to_bits() && z.to_bits() == want.1.to_bits();
+                assert!(same, "g = {g} on {}: {y} and {z}, not {want:?}", device.name());
             }
         }
     }

@@ -1,9 +1,9 @@
 //! SwiGLU with clamp and row weights, fused with a cast: per token, or per channel with the codes transposed.
 
-use super::cast::{CastConfig, STEPS, cast_tiles};
+use super::cast::{CastConfig, PACKED_STEPS, cast_tiles};
 use super::problem::{compare_codes, format, sf_shape};
 use super::scale::{Code, ScaleLayout};
-use super::silu::one_plus_exp_minus;
+use super::silu::Logistic;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -39,7 +39,7 @@ pub struct SwigluConfig {
     #[tune(8, 16, 32)]
     pub bm: usize,
     /// Columns of a tile of the per-channel cast.
-    #[tune(64, 128)]
+    #[tune(16, 32, 64, 128)]
     pub bn: usize,
     #[tune(128, 256)]
     pub threads: usize,
@@ -66,7 +66,7 @@ impl SwigluConfig {
     /// The default of a cast per token, or per channel: there a tile has all rows of a group, so it is narrower.
     fn new(per_channel: bool) -> SwigluConfig {
         let cfg = SwigluConfig::default();
-        SwigluConfig { bn: if per_channel { 64 } else { cfg.bn }, ..cfg }
+        SwigluConfig { bn: if per_channel { 16 } else { cfg.bn }, ..cfg }
     }
 }
 
@@ -116,7 +116,7 @@ fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragme
         };
     }
     // Columns past the end of the first half belong to the second, and take no part.
-    let whole = inner.is_multiple_of(cols * STEPS);
+    let whole = inner.is_multiple_of(cols * PACKED_STEPS);
     let inside = |j: Idx| if whole { Expr::from(true) } else { col + j < inner };
     if cfg.clamp && cfg.counted {
         let (hits, per_row, total) =
@@ -141,7 +141,7 @@ fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragme
             g = g.min(s.limit);
             h = h.clamp(-s.limit, s.limit);
         }
-        let a = g / one_plus_exp_minus(g) * h;
+        let a = Logistic::of(g).times(g) * h;
         let a = if cfg.weighted { a * weight[i] } else { a };
         let a = if whole { a } else { select(inside(j), a, 0.0) };
         y[(i, j)] = if cfg.padded { select(live[i] == 1, a, 0.0) } else { a };

@@ -2,7 +2,7 @@
 
 use super::problem::{compare_codes, format, quantized, sf_shape};
 use super::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
-use super::silu::one_plus_exp_minus;
+use super::silu::Logistic;
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -104,9 +104,9 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
                 gate = full_g.min(limit);
                 up = full_h.clamp(-limit, limit);
             }
-            let denominator = one_plus_exp_minus(gate);
-            let sigmoid = lit::<f32>(1.0) / denominator;
-            let a = gate / denominator * up;
+            let logistic = Logistic::of(gate);
+            let sigmoid = logistic.times(lit(1.0));
+            let a = logistic.times(gate) * up;
             let scaled = grad[(i, j)] * weight[i] * sigmoid;
             let (mut to_gate, mut to_up) = (scaled * up * gate.mul_add(lit::<f32>(1.0) - sigmoid, 1.0), scaled * gate);
             if cfg.clamp {

@@ -1,13 +1,13 @@
 //! Cross-entropy of the LM head's logits, forward.
 
-use super::{VocabConfig, fill_columns_from, loss_cases};
+use super::{PER_LANE, VocabConfig, lane_columns, loss_cases};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
 };
 use crate::reference::cross_entropy as reference;
 use crate::reference::metrics::{Tolerance, compare};
-use crate::softmax::{LOG2_E, OnlineSoftmax};
+use crate::softmax::LaneSoftmax;
 use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
@@ -26,13 +26,16 @@ pub fn cross_entropy<E: Float>(
     let VocabConfig { rows, cols, .. } = cfg;
     let vocab = logits.dim(1);
     let [b] = t.grid([logits.dim(0).ceil_div(rows)], cfg.threads);
-    let z = t.fragment::<f32, 2>([rows, cols]);
-    let softmax = OnlineSoftmax::new(t, rows);
-    for j in t.pipelined(vocab.ceil_div(cols), cfg.stages) {
-        t.cast(logits.at((b * rows, j * cols)), z);
-        fill_columns_from(t, z, vocab - j * cols, f32::NEG_INFINITY);
-        softmax.step(t, z, LOG2_E.into());
+    let lanes = cols / PER_LANE;
+    let softmax = LaneSoftmax::new(t, rows, lanes);
+    for j in t.serial(vocab.ceil_div(cols)) {
+        for (r, c) in t.parallel((rows, lanes)) {
+            let z = lane_columns(j * cols, c, lanes)
+                .map(|col| select(col < vocab, logits[(b * rows + r, col)].cast::<f32>(), f32::NEG_INFINITY));
+            softmax.step((r, c), &z);
+        }
     }
+    let softmax = softmax.finish(t);
     for r in t.parallel(rows) {
         let (row, total) = (b * rows + r, softmax.lse(r));
         let target = targets[row];

@@ -9,6 +9,7 @@ use crate::library::{
 use crate::reference::codec::bf16_round_all;
 use crate::reference::cross_entropy as reference;
 use crate::reference::metrics::{Tolerance, compare};
+use crate::softmax::LOG2_E;
 use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
@@ -32,9 +33,9 @@ pub fn cross_entropy_backward<E: Float>(
     for (r, c) in t.parallel((rows, cols)) {
         let row = b * rows + r;
         let target = targets[row];
-        let onehot = select((j * cols + c).cast::<i32>() == target, 1.0, lit::<f32>(0.0));
+        let onehot = select(c.cast::<i32>() == target - (j * cols).cast::<i32>(), 1.0, lit::<f32>(0.0));
         let gradient = select(target >= 0, dloss[row], 0.0);
-        z[(r, c)] = ((z[(r, c)] - lse[row]).exp() - onehot) * gradient;
+        z[(r, c)] = (((z[(r, c)] - lse[row]) * LOG2_E).fast_exp2() - onehot) * gradient;
     }
     t.cast(z, dlogits.at((b * rows, j * cols)));
 }

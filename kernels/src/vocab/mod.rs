@@ -15,6 +15,7 @@ use zellige_ir::DType;
 
 /// Tile sizes of the losses over the vocabulary.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
+#[tune(constraint = cols > 0 && cols.is_multiple_of(PER_LANE))]
 pub struct VocabConfig {
     /// Rows of a block.
     #[tune(1, 2, 4, 8)]
@@ -22,15 +23,13 @@ pub struct VocabConfig {
     /// Logits of a step.
     #[tune(512, 1024, 2048, 4096)]
     pub cols: usize,
-    #[tune(1..=3)]
-    pub stages: usize,
     #[tune(128, 256)]
     pub threads: usize,
 }
 
 impl Default for VocabConfig {
     fn default() -> VocabConfig {
-        VocabConfig { rows: 2, cols: 4096, stages: 2, threads: 256 }
+        VocabConfig { rows: 1, cols: 4096, threads: 256 }
     }
 }
 
@@ -43,7 +42,7 @@ fn loss_cases(
     build: fn(usize, usize, DType, VocabConfig) -> Result<Problem, ProblemError>,
 ) -> Vec<Case> {
     let (bf16, f32) = (DType::BF16, DType::F32);
-    let small = VocabConfig { rows: 4, cols: 64, threads: 64, ..cfg };
+    let small = VocabConfig { rows: 4, cols: 64, threads: 64 };
     let sizes = match scale {
         Scale::Small => vec![
             (0, 70, bf16, small),
@@ -61,13 +60,11 @@ fn loss_cases(
     sizes.into_iter().map(case).collect()
 }
 
-/// Sets the columns of a tile from `valid` on: they lie beyond the vocabulary.
-#[tile]
-fn fill_columns_from(t: T, tile: Fragment<f32, 2>, valid: Idx, value: f32) {
-    let [rows, cols] = tile.shape();
-    if valid < cols {
-        for (r, c) in t.parallel((rows, cols)) {
-            tile[(r, c)] = select(c < valid, tile[(r, c)], value);
-        }
-    }
+/// Logits that a lane takes in a step: reads of 16 bytes, two of them where elements have two bytes.
+const PER_LANE: usize = 16;
+
+/// The columns of lane `c` of `lanes` in the step that starts at column `first`, in runs of 8.
+#[track_caller]
+fn lane_columns(first: Idx, c: Idx, lanes: usize) -> [Idx; PER_LANE] {
+    std::array::from_fn(|k| first + c * 8 + (k / 8 * 8 * lanes + k % 8))
 }

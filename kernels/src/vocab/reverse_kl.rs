@@ -1,7 +1,7 @@
 //! Reverse KL divergence between student and teacher over the whole vocabulary, and its gradient: on-policy distillation.
 
 use super::cross_entropy::{LOSS, take_rows};
-use super::{VocabConfig, fill_columns_from, loss_cases};
+use super::{PER_LANE, VocabConfig, lane_columns, loss_cases};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -9,13 +9,13 @@ use crate::library::{
 use crate::reference::codec::bf16_round_all;
 use crate::reference::cross_entropy as reference;
 use crate::reference::metrics::{Tolerance, compare};
-use crate::softmax::{LOG2_E, OnlineSoftmax};
+use crate::softmax::{LOG2_E, LaneSoftmax};
 use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`. One pass over the tiles of the vocabulary finds both
-/// log-sum-exps, a second one sums: every term is small where the two agree, so nothing cancels.
+/// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`, in one pass: the
+/// mean of `z_s - z_t` under p_s, and the difference of the log-sum-exps. Both are small where the two agree, so nothing cancels.
 #[kernel]
 pub fn reverse_kl<E: Float>(
     t: T,
@@ -29,31 +29,34 @@ pub fn reverse_kl<E: Float>(
     let VocabConfig { rows, cols, .. } = cfg;
     let vocab = student.dim(1);
     let [b] = t.grid([student.dim(0).ceil_div(rows)], cfg.threads);
-    let (s, u) = (t.fragment::<f32, 2>([rows, cols]), t.fragment::<f32, 2>([rows, cols]));
-    let (of_s, of_t) = (OnlineSoftmax::new(t, rows), OnlineSoftmax::new(t, rows));
-    for j in t.pipelined(vocab.ceil_div(cols), cfg.stages) {
-        for (logits, z, softmax) in [(student, s, of_s), (teacher, u, of_t)] {
-            t.cast(logits.at((b * rows, j * cols)), z);
-            fill_columns_from(t, z, vocab - j * cols, f32::NEG_INFINITY);
-            softmax.step(t, z, LOG2_E.into());
+    let lanes = cols / PER_LANE;
+    let (of_s, of_t) = (LaneSoftmax::new(t, rows, lanes), LaneSoftmax::new(t, rows, lanes));
+    // sum_c exp(s_c - max s) (s_c - t_c) of each lane.
+    let ratio = t.fragment::<f32, 2>([rows, lanes]);
+    t.clear(ratio);
+    for j in t.serial(vocab.ceil_div(cols)) {
+        for (r, c) in t.parallel((rows, lanes)) {
+            let columns = lane_columns(j * cols, c, lanes);
+            let of = |logits: &Tensor<E, 2>, col: Idx| logits[(b * rows + r, col)].cast::<f32>();
+            let differences = columns.map(|col| of(student, col) - of(teacher, col));
+            let [z_s, z_t] = [student, teacher]
+                .map(|logits| columns.map(|col| select(col < vocab, of(logits, col), f32::NEG_INFINITY)));
+            let (shrink, exps) = of_s.step((r, c), &z_s);
+            of_t.step((r, c), &z_t);
+            ratio[(r, c)] = exps.iter().zip(differences).fold(ratio[(r, c)] * shrink, |sum, (e, d)| e.mul_add(d, sum));
         }
+    }
+    let (of_s, of_t) = (of_s.finish(t), of_t.finish(t));
+    for (r, c) in t.parallel((rows, lanes)) {
+        ratio[(r, c)] *= of_s.share[(r, c)];
     }
     let row = || t.fragment::<f32, 1>([rows]);
     let (lse_s, lse_t, sum) = (row(), row(), row());
+    t.reduce_sum(ratio, sum, 1);
     for r in t.parallel(rows) {
         lse_s[r] = of_s.lse(r);
         lse_t[r] = of_t.lse(r);
-    }
-    t.clear(sum);
-    for j in t.pipelined(vocab.ceil_div(cols), cfg.stages) {
-        t.cast(student.at((b * rows, j * cols)), s);
-        t.cast(teacher.at((b * rows, j * cols)), u);
-        for (r, c) in t.parallel((rows, cols)) {
-            let (ln_s, ln_t) = (s[(r, c)] - lse_s[r], u[(r, c)] - lse_t[r]);
-            s[(r, c)] = ln_s.exp() * (ln_s - ln_t);
-        }
-        fill_columns_from(t, s, vocab - j * cols, 0.0);
-        t.reduce_sum_into(s, sum, 1);
+        sum[r] = sum[r] / of_s.sum[r] + of_t.above(of_s, r);
     }
     t.copy(sum, kl.at(b * rows));
     t.copy(lse_s, student_lse.at(b * rows));
@@ -81,7 +84,7 @@ pub fn reverse_kl_backward<E: Float>(
     for (r, c) in t.parallel((rows, cols)) {
         let row = b * rows + r;
         let (ln_s, ln_t) = (s[(r, c)] - student_lse[row], u[(r, c)] - teacher_lse[row]);
-        s[(r, c)] = ln_s.exp() * (ln_s - ln_t - kl[row]) * dloss[row];
+        s[(r, c)] = (ln_s * LOG2_E).fast_exp2() * (ln_s - ln_t - kl[row]) * dloss[row];
     }
     t.cast(s, dstudent.at((b * rows, j * cols)));
 }
@@ -170,9 +173,9 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-/// One row a block: two tensors of logits are read.
+/// Two tensors for each row: rows are few, so their blocks are large.
 fn case_config() -> VocabConfig {
-    VocabConfig { rows: 1, ..VocabConfig::default() }
+    VocabConfig { cols: 8192, threads: 512, ..VocabConfig::default() }
 }
 
 impl LibraryKernel for Entry {
@@ -180,7 +183,7 @@ impl LibraryKernel for Entry {
         Info {
             name: "reverse_kl",
             family: Family::Vocab,
-            summary: "reverse KL between student and teacher over the whole vocabulary, in two passes over tiles",
+            summary: "reverse KL between student and teacher over the whole vocabulary, in one pass with running sums",
             equation: "kl = sum_c p_s[c] (ln p_s[c] - ln p_t[c])",
             tolerance: "abs 1e-5 or rel 1e-5",
             source: "V4 specification 7",

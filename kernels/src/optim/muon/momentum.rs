@@ -25,7 +25,7 @@ pub fn muon_momentum(
     let (chunk, parts) = (cfg.chunk, squares.dim(1));
     let [part, b] = t.grid([parts, momentum.dim(0)], cfg.threads);
     let (x, sum) = (t.fragment::<f32, 2>([1, chunk]), t.fragment::<f32, 1>([1]));
-    t.clear(sum);
+    t.clear(x);
     for step in t.serial(momentum.dim(1).ceil_div(parts * chunk)) {
         let first = (step * parts + part) * chunk;
         for i in t.parallel(chunk) {
@@ -34,10 +34,10 @@ pub fn muon_momentum(
             let m = momentum[at] * mu + g;
             momentum[at] = m;
             let nesterov = m * mu + g;
-            x[(0, i)] = nesterov * nesterov;
+            x[(0, i)] = nesterov.mul_add(nesterov, x[(0, i)]);
         }
-        t.reduce_sum_into(x, sum, 1);
     }
+    t.reduce_sum(x, sum, 1);
     squares[(b, part)] = sum[0];
 }
 
@@ -105,7 +105,7 @@ impl LibraryKernel for Entry {
     fn cases(&self, scale: Scale) -> Vec<Case> {
         match scale {
             Scale::Small => vec![case(1, 0, 2), case(2, 5000, 1), case(3, 100, 4), case(1, 9000, 2)],
-            Scale::Representative => vec![case(1, 2048 * 4096, 64)],
+            Scale::Representative => vec![case(1, 2048 * 4096, 512)],
             Scale::Full => vec![case(1, 3072 * 7168, 64), case(4, 1024 * 1024, 64)],
         }
     }

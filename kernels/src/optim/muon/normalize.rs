@@ -111,7 +111,7 @@ impl LibraryKernel for Entry {
     fn cases(&self, scale: Scale) -> Vec<Case> {
         match scale {
             Scale::Small => vec![case(1, 0, 2), case(1, 5000, 1), case(3, 100, 64)],
-            Scale::Representative => vec![case(1, 2048 * 4096, 64)],
+            Scale::Representative => vec![case(1, 2048 * 4096, 512)],
             Scale::Full => vec![case(1, 3072 * 7168, 64)],
         }
     }
