@@ -113,6 +113,7 @@ fn param_block(
                 Arg::Tensor(_) => return Err("a scalar that is a tensor".into()),
             },
             ParamSlot::TensorMap { name, .. } => return Err(format!("`{name}` is a tensor map")),
+            ParamSlot::Counter { name } => return Err(format!("`{name}` is a counter of blocks")),
         };
         let size = slot.bytes();
         block.resize(usize::next_multiple_of(block.len(), size), 0);
