@@ -67,7 +67,7 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
 
 /// A fixed number of rows for each group, the first `counts[e]` in use: `C[e, i, n] = sum_k A[e, i, k] B[e, n, k]`, with scale
 /// factors as in [`block_scaled_gemm`](super::block_scaled::block_scaled_gemm) if `cfg.scaled`. `a` [experts, rows, K], `b`
-/// [experts, N, K], `counts` [experts], at most `rows` each.
+/// [experts, N, K], `counts` `[experts]`, at most `rows` each.
 ///
 /// Tiles without a row in use are neither computed nor written, the other rows of a tile hold nothing in particular; with
 /// `cfg.zero_padding` both are zero.

@@ -90,7 +90,7 @@ pub struct MhcLayer {
     config: MhcConfig,
     /// [n (2 + n), n d].
     phi: DeviceTensor<f32, 2>,
-    /// Of `pre`, `post` and the residual matrix, [3].
+    /// Of `pre`, `post` and the residual matrix, `[3]`.
     scale: DeviceTensor<f32, 1>,
     /// [n (2 + n)].
     base: DeviceTensor<f32, 1>,
@@ -126,7 +126,7 @@ pub struct Gradients {
     pub x: DeviceTensor<bf16, 3>,
     /// [n (2 + n), n d].
     pub phi: DeviceTensor<f32, 2>,
-    /// [3].
+    /// `[3]`.
     pub scale: DeviceTensor<f32, 1>,
     /// [n (2 + n)].
     pub base: DeviceTensor<f32, 1>,

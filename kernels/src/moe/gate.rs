@@ -26,7 +26,7 @@ impl Default for GateConfig {
 
 /// `ids[t, ..]` = the `k` experts of largest `score(logits[t, e]) + bias[e]`, best first, the smaller id first on ties;
 /// `weights[t, j] = score_j / (1e-20 + sum_j score_j) * route_scale`, without the bias. `logits` [tokens, experts] and
-/// `bias` [experts] (zeros if there is none) are finite.
+/// `bias` `[experts]` (zeros if there is none) are finite.
 #[kernel(static_dims(experts, k))]
 pub fn gate<I: Int>(
     t: T,

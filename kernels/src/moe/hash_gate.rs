@@ -9,7 +9,7 @@ use zellige::prelude::*;
 use zellige_ir::DType;
 
 /// `ids[t, ..] = tid2eid[token_ids[t], ..]`, and weights from the scores of `logits` [tokens, experts] as in
-/// [`super::gate::gate`], without a bias. `token_ids` [tokens] are rows of `tid2eid` [vocab, k].
+/// [`super::gate::gate`], without a bias. `token_ids` `[tokens]` are rows of `tid2eid` [vocab, k].
 #[kernel(static_dims(experts, k))]
 pub fn hash_gate<I: Int>(
     t: T,

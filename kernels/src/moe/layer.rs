@@ -78,7 +78,7 @@ impl Default for MoeConfig {
 /// How experts are chosen; weights come from the scores either way.
 #[derive(Clone, Debug)]
 pub enum Router {
-    /// The best by score plus `bias` [experts].
+    /// The best by score plus `bias` `[experts]`.
     Biased { bias: DeviceTensor<f32, 1> },
     /// Row `token id` of `table` [vocab, k], as in the first layers.
     Hash { table: DeviceTensor<i32, 2> },
@@ -237,7 +237,7 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
     /// The output of the layer for tokens `x` [tokens, hidden]: `y[t] = bf16(sum_j E_ids[t,j](x[t], weights[t,j]) + shared(x[t]))`.
     ///
     /// `E(x, w) = bf16(q(silu(min(g, c)) clamp(h, -c, c) w) W_down^T)`, `[g | h] = bf16(q(x) W_gate_up^T)`; `q` casts to e4m3 with
-    /// power-of-two scale factors. The sum runs in f32 in slot order. `token_ids` [tokens] are needed by a hash router only.
+    /// power-of-two scale factors. The sum runs in f32 in slot order. `token_ids` `[tokens]` are needed by a hash router only.
     /// Nothing is read back to the host on the way. The bits of a token's output do not depend on the other tokens.
     ///
     /// # Errors

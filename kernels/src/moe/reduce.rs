@@ -41,7 +41,7 @@ impl Default for ReduceConfig {
 
 /// `out[t] = sum_j (weights[t,j] * row_scales[pos]) * y[pos]`, `pos = token_topk_to_pos[t,j]`: from zero, one fused
 /// multiply-add in f32 per slot in slot order, slots with a negative position skipped; plus `addend[t]`, times `out_scale`,
-/// rounded once. `y` [positions, width], `weights` and `token_topk_to_pos` [tokens, k], `row_scales` [positions], `addend` and
+/// rounded once. `y` [positions, width], `weights` and `token_topk_to_pos` [tokens, k], `row_scales` `[positions]`, `addend` and
 /// `out` [tokens, width].
 /// Arguments that the config turns off are not read and may have any extents.
 #[kernel(static_dims(k))]

@@ -90,8 +90,8 @@ fn mask_groups(t: T, keys: Shared<f32, 2>, groups: usize, kept: usize) {
     }
 }
 
-/// Routes tokens as [`super::gate::gate`], with options: expert groups; `live` [tokens], tokens without it get ids -1 and
-/// weights 0; `fixed` [tokens], tokens with it take the experts `fixed_ids` [tokens, k] (-1 stays, and weighs as expert 0);
+/// Routes tokens as [`super::gate::gate`], with options: expert groups; `live` `[tokens]`, tokens without it get ids -1 and
+/// weights 0; `fixed` `[tokens]`, tokens with it take the experts `fixed_ids` [tokens, k] (-1 stays, and weighs as expert 0);
 /// shared experts with ids from `experts` on and weight 1; copy `(ep_rank + token * 23333) mod replica_count[id]` of expert
 /// `id` out of `to_physical` [logical, columns]; only the experts of rank `tp_rank`, renumbered, the others -1.
 ///

@@ -29,7 +29,7 @@ impl Default for StochasticConfig {
 /// Elements that share one draw of the generator: four words of two 16-bit halves.
 const PER_DRAW: usize = 8;
 
-/// Rounds `x` [n] to `y` [n]: up or down with the probability of the distance to the other neighbour, so that the mean is
+/// Rounds `x` `[n]` to `y` `[n]`: up or down with the probability of the distance to the other neighbour, so that the mean is
 /// exact. Element `i` adds half `i mod 2` (the lower first) of word `i / 2 mod 4` of Philox4x32-10 with counter
 /// `(i / 8, offset)` and key `seed` below the bf16 mantissa and cuts off the rest: the result depends on `seed`, `offset` and
 /// `i` alone. Infinities, NaN and values that bf16 holds stay.

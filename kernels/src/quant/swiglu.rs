@@ -149,7 +149,7 @@ fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragme
 }
 
 /// SwiGLU of `x` = [g | h] [m, 2 inner], cast per token: codes [m, inner] and scale factors. `limit` is the clamp, row `p` weighs
-/// `weights[pos_to_token_topk[p]]` (0 if that is negative), `weights` [tokens, k]; `clamped` [3] grows by how many elements
+/// `weights[pos_to_token_topk[p]]` (0 if that is negative), `weights` [tokens, k]; `clamped` `[3]` grows by how many elements
 /// the clamp changed: `g > limit`, `h > limit`, `h < -limit`. Rows with a negative `pos_to_expert` give zeros.
 #[kernel(static_dims(two_inner, inner))]
 pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(

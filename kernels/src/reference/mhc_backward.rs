@@ -48,7 +48,7 @@ pub struct PostGrad {
     pub dcomb: Vec<f32>,
 }
 
-/// What one layer contributes to [`recompute`].
+/// What one layer contributes to `recompute`.
 #[derive(Clone, Copy, Debug)]
 pub struct RecomputeLayer<'a> {
     /// `[tokens, n]`.

@@ -1,7 +1,7 @@
 //! Devices and streams.
 //!
 //! A [`Device`] compiles kernels, keeps the compiled ones, and runs them on [`Stream`]s. What is particular to
-//! one kind of device is behind [`Backend`] and [`Executable`].
+//! one kind of device is behind `Backend` and `Executable`.
 
 mod cpu;
 mod cuda;

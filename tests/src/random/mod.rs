@@ -7,7 +7,7 @@
 //! What a program never does, so that backends may be compared bit by bit (any two NaN being equal):
 //! * read what was not written, or leave a tile that is not global;
 //! * let iterations of a parallel loop, or blocks, depend on each other: each block writes its own part of the outputs;
-//! * compute a NaN, or an infinity: [`expr`] keeps floats below 2^15 between steps;
+//! * compute a NaN, or an infinity: `expr` keeps floats below 2^15 between steps;
 //! * depend on the order of a sum: gemms, sums and float atomics see small integers or eighths, whose sums are exact.
 //!
 //! Integers wrap, floats underflow, casts saturate, windows stick out of tensors: all that has one meaning.

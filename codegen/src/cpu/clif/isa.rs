@@ -42,7 +42,7 @@ pub fn host() -> Result<OwnedTargetIsa, CodegenError> {
 /// One line that identifies the host's instruction set: part of the key under which compiled code is cached.
 ///
 /// # Errors
-/// As [`host`].
+/// As `host`.
 pub fn host_fingerprint() -> Result<String, CodegenError> {
     let isa = host()?;
     let on: Vec<&str> = isa.isa_flags().iter().filter(|f| f.as_bool() == Some(true)).map(|f| f.name).collect();

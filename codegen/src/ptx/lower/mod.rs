@@ -1,10 +1,10 @@
 //! Tile IR to SIMT IR: what the block does becomes what each of its threads does.
 //!
-//! * Scalars are computed by every thread alike ([`scalar`], [`index`]).
-//! * Shared buffers become areas of the arena, fragments become registers under an inferred layout ([`infer`]).
+//! * Scalars are computed by every thread alike (`scalar`, `index`).
+//! * Shared buffers become areas of the arena, fragments become registers under an inferred layout (`infer`).
 //! * A tile op walks its tile under some layout: each thread handles the elements that the layout gives it
-//!   ([`window`]). Operands that lie elsewhere are staged through shared memory, so every legal program compiles.
-//! * On Hopper, a pipelined loop of copies and products may run on units of its own, with warps in roles ([`hopper`]).
+//!   (`window`). Operands that lie elsewhere are staged through shared memory, so every legal program compiles.
+//! * On Hopper, a pipelined loop of copies and products may run on units of its own, with warps in roles (`hopper`).
 //! * Each tile op is a *phase*; where one phase touches what another thread touched before, barrier insertion
 //!   ([`super::pipeline`]) puts a barrier between them. Nothing here places barriers by hand.
 

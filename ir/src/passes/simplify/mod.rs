@@ -3,14 +3,14 @@
 //! Input and output: any verified function. One round walks the function in program order and rewrites each op with
 //! the operands that earlier rewrites left, then removes what nothing uses; rounds follow until nothing changes.
 //! Rules are grouped by theme, one file each, and have a name and a law:
-//! - [`fold`]: operations on constants;
-//! - [`identity`]: algebraic identities of integers, floats and bools;
-//! - [`convert`]: chains of casts and bit casts;
-//! - [`compare`]: comparisons and selections, with the facts that hold where they stand;
-//! - [`divide`]: divisions, remainders and minima, with the ranges of their operands;
-//! - [`index`]: affine normal forms;
-//! - [`control`]: conditionals and loops whose course is known;
-//! - [`dead`]: ops without an effect.
+//! - `fold`: operations on constants;
+//! - `identity`: algebraic identities of integers, floats and bools;
+//! - `convert`: chains of casts and bit casts;
+//! - `compare`: comparisons and selections, with the facts that hold where they stand;
+//! - `divide`: divisions, remainders and minima, with the ranges of their operands;
+//! - `index`: affine normal forms;
+//! - `control`: conditionals and loops whose course is known;
+//! - `dead`: ops without an effect.
 //!
 //! A pure op that repeats one in an enclosing scope is replaced by it (rule `same-op`).
 //!

@@ -67,7 +67,7 @@ pub struct Kernel {
     pub slots: [u32; 3],
     pub consts: Vec<ConstSlot>,
     pub specials: Vec<SpecialSlot>,
-    /// End of the statically sized shared memory, from [`SHARED_BASE`].
+    /// End of the statically sized shared memory, from `SHARED_BASE`.
     pub shared_static: u32,
     /// Where dynamic shared memory begins.
     pub shared_dynamic: u32,
