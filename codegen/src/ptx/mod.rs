@@ -1,8 +1,9 @@
 //! The PTX backend: tile IR -> SIMT IR -> PTX text.
 //!
 //! [`compile`] runs the whole path: the tile IR's passes come first (rolling, so that recorded repetitions do not fill the
-//! instruction cache, and [`zellige_ir::passes::pipeline`]), layouts are inferred and every tile op becomes what a thread does ([`lower`]), shared
-//! memory is planned and barriers are inserted ([`pipeline`]), dead code goes ([`passes`]), and text comes out ([`emit`]).
+//! instruction cache, and [`zellige_ir::passes::pipeline`]), layouts are inferred and every tile op becomes what a thread
+//! does ([`lower`]), shared memory is planned and barriers are inserted ([`pipeline`]), dead code goes ([`passes`]), and
+//! text comes out ([`emit`]).
 //! Nothing here launches anything or needs a GPU, a driver or an assembler.
 //!
 //! Depends on `zellige_ir` alone. Feature levels: sm_80, 8-bit floats from sm_89 on, and on sm_90a tensor copies, mbarriers,

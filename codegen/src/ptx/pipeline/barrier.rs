@@ -6,7 +6,8 @@
 //! Loops are walked until nothing changes, so accesses of one iteration meet those of the next; the arms of a
 //! conditional are walked apart and their accesses united. Control flow that threads may leave differently contains no
 //! marks, hence no barrier. What the lowering knows to be different elements needs none either: of phases in one turn
-//! ([`PhaseInfo::apart`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop ([`ObjData::split`](crate::ptx::simt::ObjData)).
+//! (`apart` of a [`PhaseInfo`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop (`split` of an
+//! [`ObjData`](crate::ptx::simt::ObjData)).
 
 use super::shared::overlap;
 use crate::ptx::simt::{Block, Inst, Kernel, Obj, ObjKind, PhaseId, SimtOp};
