@@ -183,6 +183,28 @@ fn a_histogram_with_atomics_and_a_scan() {
     }
 }
 
+/// Alone and beside extreme operands, quotients are those of IEEE division, and the short way to them is taken.
+#[test]
+fn divisions_side_by_side_are_exact() {
+    let func = kernels::divisions();
+    let ptx = zellige_codegen::ptx::compile(&func, &targets()[0]).unwrap().ptx;
+    assert!(ptx.contains("rcp.approx"), "{ptx}");
+    let mut r = Numbers(7);
+    let special = [0.0, -0.0, f64::INFINITY, f64::NAN, 1e-45, -3e-39, 3e38, 1.17549435e-38, 1.0, 0.99999994];
+    for (scale, often) in [(1, 0), (1, 40), (30, 0), (58, 0), (58, 7), (150, 3)] {
+        let mut value = |_: &str, _: DType, _: usize| {
+            let pick = r.next();
+            if often > 0 && pick * f64::from(often) < 1.0 {
+                return special[(r.next() * special.len() as f64) as usize];
+            }
+            let size = 1.0 + (r.next() * f64::from(1 << 23)).floor() / f64::from(1 << 23);
+            let size = if pick < 0.1 { 2.0 - 2f64.powi(-23) } else { size };
+            (r.next() - 0.5).signum() * size * 2f64.powi(((r.next() * 2.0 - 1.0) * f64::from(scale)) as i32)
+        };
+        agree(&func, &args(&func, &[], &mut value), &exact);
+    }
+}
+
 /// Selection inside warps and sorting networks of every shape: one line and many, short of a power of two, with one element,
 /// more lines than threads, records of one and of two registers.
 #[test]

@@ -495,6 +495,22 @@ pub fn order() -> Func {
     k.finish()
 }
 
+/// out[i, j] = x[i, j] / y[i]: a thread divides several by one.
+pub fn divisions() -> Func {
+    let mut k = K::new("divisions");
+    let x = k.tensor("x", DType::F32, &[n(125), n(8)]);
+    let y = k.tensor("y", DType::F32, &[n(125)]);
+    let out = k.output("out", DType::F32, &[n(125), n(8)]);
+    k.one_block(64);
+    let ij = k.parallel(&[125, 8]);
+    let a = k.line().load(x, &ij);
+    let c = k.line().load(y, &ij[..1]);
+    let q = k.line().binary(BinaryOp::Div, a, c);
+    k.line().store(out, &ij, q);
+    k.end();
+    k.finish()
+}
+
 /// Scalars of the block: a while loop over shared elements, a conditional, mutable locals.
 pub fn control() -> Func {
     let mut k = K::new("control");
@@ -631,6 +647,7 @@ pub fn all() -> Vec<(String, Func)> {
         gather_scatter(),
         histogram(),
         order(),
+        divisions(),
         control(),
         persistent(),
         casts(DType::F32, DType::F8E4M3),

@@ -46,6 +46,7 @@ const SLABS: usize = 16;
 const PROJECTION: MixConfig = MixConfig { bt: 64, bk: 64, stages: 3, threads: 128, tf32: true };
 const NORM: MixNormConfig = MixNormConfig { bt: 32, threads: 128 };
 const SPLIT: SplitConfig = SplitConfig { bt: 32, threads: 128 };
+const SPLIT_BACKWARD: SplitConfig = SplitConfig { bt: 128, threads: 512 };
 
 /// The constants of a hyper-connection. The defaults are DeepSeek-V4's.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -360,7 +361,7 @@ impl MhcLayer {
         let mut dmixes = DeviceTensor::zeros(c.mixes.shape())?;
         let mut dscale = DeviceTensor::zeros([SLABS, 3])?;
         let mut dbase = DeviceTensor::zeros([SLABS, outputs])?;
-        MhcSplitBackward::new(SPLIT).launch(
+        MhcSplitBackward::new(SPLIT_BACKWARD).launch(
             stream,
             &c.mixes,
             &self.scale,

@@ -70,7 +70,7 @@ fn coefficients(
             let o = 2 * n + j * n + k;
             Affine { scale: s_comb, base: p.base[o] }.of(mixes[(i, o)])
         });
-        logits.sinkhorn(rounds, p.eps).for_each(|j, k, c| comb.store((token, j, k), c));
+        logits.sinkhorn(t, rounds, p.eps).for_each(|j, k, c| comb.store((token, j, k), c));
     }
 }
 

@@ -35,7 +35,7 @@ pub fn mhc_sinkhorn(
     let [b] = t.grid([logits.dim(0).ceil_div(cfg.bt)], cfg.threads);
     for i in t.parallel(cfg.bt) {
         let token = b * cfg.bt + i;
-        let c = Matrix::from_fn(logits.static_dim(1), |j, k| logits[(token, j, k)]).sinkhorn(cfg.rounds, eps);
+        let c = Matrix::from_fn(logits.static_dim(1), |j, k| logits[(token, j, k)]).sinkhorn(t, cfg.rounds, eps);
         c.for_each(|j, k, c| comb.store((token, j, k), c));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::problem::{EPS, Entry, F32, Shape, check, problem, scalar, tokens};
 use super::sinkhorn::SinkhornConfig;
-use super::token::{Axis, Matrix};
+use super::token::{Axis, Matrix, State};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
 use zellige::prelude::*;
@@ -19,27 +19,36 @@ pub fn mhc_sinkhorn_backward(
     eps: Expr<f32>,
     #[comptime] cfg: SinkhornConfig,
 ) {
-    let n = logits.static_dim(1);
-    let steps = 2 * cfg.rounds - 1;
-    let axis = |step: usize| if step % 2 == 0 { Axis::Column } else { Axis::Row };
+    let (n, rounds) = (logits.static_dim(1), cfg.rounds);
     let [b] = t.grid([logits.dim(0).ceil_div(cfg.bt)], cfg.threads);
-    // The matrix before each step and the last one, tokens side by side.
-    let states = t.shared::<f32, 3>([steps + 1, n * n, cfg.bt]);
+    // The matrix before each step and the last one, tokens side by side. Columns come first and last: after a step of columns
+    // the number is odd.
+    let states = t.shared::<f32, 3>([2 * rounds, n * n, cfg.bt]);
     for i in t.parallel(cfg.bt) {
         let token = b * cfg.bt + i;
-        let keep = |step: usize, c: &Matrix| c.for_each(|j, k, c| states.store((step, j * n + k, i), c));
-        let kept = |step: usize| Matrix::from_fn(n, |j, k| states[(step, j * n + k, i)]);
+        let keep = |step: Idx, c: &Matrix| c.for_each(|j, k, c| states.store((step, j * n + k, i), c));
+        let kept = |step: Idx| Matrix::from_fn(n, |j, k| states[(step, j * n + k, i)]);
         let softmax = Matrix::from_fn(n, |j, k| logits[(token, j, k)]).softmax();
         let start = softmax.plus(eps);
-        keep(0, &start);
-        (0..steps).fold(start, |c, step| {
-            let next = c.normalized(axis(step), eps);
-            keep(step + 1, &next);
-            next
-        });
-        let d = Matrix::from_fn(n, |j, k| dcomb[(token, j, k)]);
-        let d =
-            (0..steps).rev().fold(d, |d, step| d.normalized_backward(&kept(step), &kept(step + 1), axis(step), eps));
+        keep(lit(0), &start);
+        let columns = start.normalized(Axis::Column, eps);
+        keep(lit(1), &columns);
+        let c = State::new(t, &columns);
+        for round in t.serial(rounds - 1) {
+            let rows = c.get().normalized(Axis::Row, eps);
+            keep(round * 2 + 2, &rows);
+            let columns = rows.normalized(Axis::Column, eps);
+            keep(round * 2 + 3, &columns);
+            c.set(&columns);
+        }
+        let d = State::new(t, &Matrix::from_fn(n, |j, k| dcomb[(token, j, k)]));
+        for round in t.serial(rounds - 1) {
+            let after = lit::<index>(2 * rounds - 1) - round * 2;
+            let (before, between) = (kept(after - 2), kept(after - 1));
+            let rows = d.get().normalized_backward(&between, &kept(after), Axis::Column, eps);
+            d.set(&rows.normalized_backward(&before, &between, Axis::Row, eps));
+        }
+        let d = d.get().normalized_backward(&kept(lit(0)), &kept(lit(1)), Axis::Column, eps);
         d.softmax_backward(&softmax).for_each(|j, k, d| dlogits.store((token, j, k), d));
     }
 }

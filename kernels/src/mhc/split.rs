@@ -14,7 +14,7 @@ pub struct SplitConfig {
     /// Tokens of a block.
     #[tune(16, 32, 64, 128)]
     pub bt: usize,
-    #[tune(128, 256)]
+    #[tune(128, 256, 512)]
     pub threads: usize,
 }
 

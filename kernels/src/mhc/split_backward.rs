@@ -132,7 +132,7 @@ pub const ENTRY: Entry<SplitConfig> = Entry {
         tolerance: "abs 1e-5 + rel 2e-5",
         source: "V4 specification 2.2 (pre_split_mixes bwd), 2.3",
     },
-    config: SplitConfig { bt: 32, threads: 128 },
+    config: SplitConfig { bt: 128, threads: 512 },
     small: &[SplitConfig { bt: 8, threads: 32 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcSplitBackward::new(cfg)),

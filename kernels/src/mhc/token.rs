@@ -187,8 +187,37 @@ impl Matrix {
     /// Sinkhorn normalisation of logits: softmax of the rows plus eps, columns, then `rounds - 1` times rows and
     /// columns. Order, count and true divisions are part of the definition.
     #[track_caller]
-    pub fn sinkhorn(&self, rounds: usize, eps: Expr<f32>) -> Matrix {
-        let start = self.softmax().plus(eps).normalized(Axis::Column, eps);
-        (1..rounds).fold(start, |c, _| c.normalized(Axis::Row, eps).normalized(Axis::Column, eps))
+    pub fn sinkhorn(&self, t: T, rounds: usize, eps: Expr<f32>) -> Matrix {
+        let state = State::new(t, &self.softmax().plus(eps).normalized(Axis::Column, eps));
+        for _ in t.serial(rounds - 1) {
+            state.set(&state.get().normalized(Axis::Row, eps).normalized(Axis::Column, eps));
+        }
+        state.get()
+    }
+}
+
+/// The matrix of one token from step to step of a device loop.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    n: usize,
+    cells: Local<f32, 1>,
+}
+
+impl State {
+    #[track_caller]
+    pub fn new(t: T, start: &Matrix) -> State {
+        let state = State { n: start.n, cells: t.local([start.n * start.n]) };
+        state.set(start);
+        state
+    }
+
+    #[track_caller]
+    pub fn get(self) -> Matrix {
+        Matrix::from_fn(self.n, |j, k| self.cells[j * self.n + k])
+    }
+
+    #[track_caller]
+    pub fn set(self, c: &Matrix) {
+        c.for_each(|j, k, c| self.cells.store(j * self.n + k, c));
     }
 }

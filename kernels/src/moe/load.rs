@@ -11,71 +11,107 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// Adds to `counts` how often each id occurs among the first `tokens` rows of `ids` [.., k]; ids outside the table are
-/// ignored. `tile` rows are handled at once.
+/// Adds to `counts` how often each id occurs among rows `from..to` of `ids` [.., k]; ids outside the table are ignored. `tile`
+/// rows are handled at once.
 #[tile]
-pub fn histogram<I: Int>(t: T, ids: &Tensor<I, 2>, tokens: Idx, tile: usize, counts: Shared<i32, 1>) {
+pub fn histogram<I: Int>(t: T, ids: &Tensor<I, 2>, from: Idx, to: Idx, tile: usize, counts: Shared<i32, 1>) {
     let (k, [bins]) = (ids.static_dim(1), counts.shape());
-    for chunk in t.serial(tokens.ceil_div(tile)) {
+    for step in t.serial((to - from).ceil_div(tile)) {
         for (i, j) in t.parallel((tile, k)) {
-            let token = chunk * tile + i;
+            let token = from + step * tile + i;
             let id = ids[(token, j)].to_index();
-            if token < tokens && id >= 0 && id < bins {
+            if token < to && id >= 0 && id < bins {
                 counts.atomic_add(id, 1);
             }
         }
     }
 }
 
+/// Counts `bins` ids over the blocks of the grid, each of which takes `chunk` rows. Returns the counts, and if they are
+/// everybody's: in the block that is the last to finish. `work` is as in [`group_count`].
+#[tile]
+fn count_together<I: Int>(
+    t: T,
+    ids: &Tensor<I, 2>,
+    work: &Tensor<i32, 1>,
+    bins: usize,
+    cfg: CountConfig,
+) -> (Shared<i32, 1>, Expr<bool>) {
+    let tokens = ids.dim(0);
+    let blocks = tokens.ceil_div(cfg.chunk).max(1);
+    let [b] = t.grid([blocks], cfg.threads);
+    let counts = t.shared::<i32, 1>([bins]);
+    t.clear(counts);
+    histogram(t, ids, b * cfg.chunk, tokens.min((b + 1) * cfg.chunk), cfg.chunk, counts);
+    for e in t.parallel(bins) {
+        if counts[e] > 0 {
+            work.atomic_add(e, counts[e]);
+        }
+    }
+    let finished = work.atomic_add(bins, 1);
+    let last = cmp::eq(&finished.to_index(), &(blocks - 1));
+    if last {
+        for e in t.parallel(bins) {
+            counts[e] = work.atomic_exchange(e, 0);
+        }
+        work.atomic_exchange(bins, 0);
+    }
+    (counts, last)
+}
+
 /// Config of [`group_count`] and [`aux_fi`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct CountConfig {
-    /// Rows of ids that are read at once.
-    #[tune(64, 256, 1024)]
-    pub tile: usize,
+    /// Rows of ids that a block counts.
+    #[tune(256, 512, 1024)]
+    pub chunk: usize,
     #[tune(256, 512, 1024)]
     pub threads: usize,
 }
 
 impl Default for CountConfig {
     fn default() -> CountConfig {
-        CountConfig { tile: 256, threads: 512 }
+        CountConfig { chunk: 512, threads: 512 }
     }
 }
 
 /// `counts[g]` = how often id `g` occurs in `ids` [tokens, k]; negative ids and those from `groups` on are ignored.
+///
+/// `work` [groups + 1] holds zeros before and after: blocks add their counts up in it, then count themselves, and the last
+/// one moves the sums on.
 #[kernel(static_dims(k, groups))]
 pub fn group_count<I: Int>(
     t: T,
     #[dims(tokens, k)] ids: &Tensor<I, 2>,
     #[dims(groups)] counts: &mut Tensor<i32, 1>,
+    #[dims(slots)] work: &mut Tensor<i32, 1>,
     #[comptime] cfg: CountConfig,
 ) {
-    let [_] = t.grid([1usize], cfg.threads);
-    let bins = t.shared::<i32, 1>([counts.static_dim(0)]);
-    t.clear(bins);
-    histogram(t, ids, ids.dim(0), cfg.tile, bins);
-    t.copy(bins, counts.at(0));
+    let (bins, complete) = count_together(t, ids, work, counts.static_dim(0), cfg);
+    if complete {
+        t.copy(bins, counts.at(0));
+    }
 }
 
-/// `fi[e] = count_e * experts / (tokens * aux_top_k)`, in f32 in this order; zeros if there are no tokens.
+/// `fi[e] = count_e * experts / (tokens * aux_top_k)`, in f32 in this order; zeros if there are no tokens. `work`
+/// [experts + 1] is as in [`group_count`].
 #[kernel(static_dims(k, experts))]
 pub fn aux_fi<I: Int>(
     t: T,
     #[dims(tokens, k)] ids: &Tensor<I, 2>,
     #[dims(experts)] fi: &mut Tensor<f32, 1>,
+    #[dims(slots)] work: &mut Tensor<i32, 1>,
     aux_top_k: Expr<i64>,
     #[comptime] cfg: CountConfig,
 ) {
-    let [_] = t.grid([1usize], cfg.threads);
     let (experts, tokens) = (fi.static_dim(0), ids.dim(0));
-    let bins = t.shared::<i32, 1>([experts]);
-    t.clear(bins);
-    histogram(t, ids, tokens, cfg.tile, bins);
+    let (bins, complete) = count_together(t, ids, work, experts, cfg);
     let denominator = (tokens.cast::<i64>() * aux_top_k).cast::<f32>();
-    for e in t.parallel(experts) {
-        let f = bins[e].cast::<f32>() * experts as f32 / denominator;
-        fi[e] = select(tokens > 0, f, 0.0);
+    if complete {
+        for e in t.parallel(experts) {
+            let f = bins[e].cast::<f32>() * experts as f32 / denominator;
+            fi[e] = select(tokens > 0, f, 0.0);
+        }
     }
 }
 
@@ -98,7 +134,13 @@ fn sizes(scale: Scale) -> Vec<Sizes> {
             vec![(0, 6, 64, DType::I64), (1, 1, 8, DType::I32), (67, 6, 72, DType::I64), (41, 2, 4, DType::I32)]
         }
         Scale::Representative => vec![(4096, 6, 384, DType::I64)],
-        Scale::Full => vec![(4001, 6, 256, DType::I64), (8001, 9, 72, DType::I32), (4096, 8, 8, DType::I64)],
+        Scale::Full => vec![
+            (4001, 6, 256, DType::I64),
+            (8001, 9, 72, DType::I32),
+            (4096, 8, 8, DType::I64),
+            (8126, 2, 256, DType::I64),
+            (36262, 9, 256, DType::I64),
+        ],
     }
 }
 
@@ -106,6 +148,16 @@ fn ids_argument((tokens, k, bins, dtype): Sizes) -> Result<(Vec<i32>, Value), Pr
     let ids = random_ids(&mut Inputs::new(5), tokens, bins, k);
     let tensor = int_tensor(dtype, &[tokens, k], &ids)?;
     Ok((ids, Value::Tensor(tensor)))
+}
+
+fn zeros(n: usize) -> Result<DynTensor, ProblemError> {
+    Ok(DynTensor::from_slice::<i32>(&[n], &vec![0; n])?)
+}
+
+/// The blocks' common counts, which a launch leaves as it found them.
+fn left_zero(work: &Value) -> Comparison {
+    let got = work.f32s();
+    Comparison::exact_f32("work", &got, &vec![0.0; got.len()])
 }
 
 impl LibraryKernel for GroupCountEntry {
@@ -135,12 +187,14 @@ impl LibraryKernel for GroupCountEntry {
             let name = format!("t={tokens} k={k} groups={bins} {dtype}");
             Case::new(name, CountConfig::default(), move |cfg| {
                 let (ids, tensor) = ids_argument(s)?;
-                let args = vec![tensor, Value::Tensor(output(DType::I32, &[bins])?)];
+                let counts = output(DType::I32, &[bins])?;
+                let args = vec![tensor, Value::Tensor(counts), Value::Tensor(zeros(bins + 1)?)];
                 let kernel: Result<Box<dyn Kernel>, ProblemError> =
                     id_type!(dtype, I, Ok(Box::new(GroupCount::<I>::new(cfg))));
                 let verify = move |args: &[Value]| {
                     let want = int_tensor(DType::I32, &[bins], &reference::group_count(&ids, bins));
-                    vec![Comparison::exact("counts", &args[1], &want.expect("as large as the kernel's own"))]
+                    let want = want.expect("as large as the kernel's own");
+                    vec![Comparison::exact("counts", &args[1], &want), left_zero(&args[2])]
                 };
                 Ok(Problem { kernel: kernel?, work: Work::of(&args), args, verify: Box::new(verify) })
             })
@@ -177,13 +231,14 @@ impl LibraryKernel for AuxFiEntry {
             Case::new(name, CountConfig::default(), move |cfg| {
                 let (ids, tensor) = ids_argument(s)?;
                 let aux_top_k = zellige_ir::Const::from_i64(DType::I64, k as i64);
-                let args = vec![tensor, Value::Tensor(output(DType::F32, &[experts])?), Value::Scalar(aux_top_k)];
+                let fi = Value::Tensor(output(DType::F32, &[experts])?);
+                let args = vec![tensor, fi, Value::Tensor(zeros(experts + 1)?), Value::Scalar(aux_top_k)];
                 let kernel: Result<Box<dyn Kernel>, ProblemError> =
                     id_type!(dtype, I, Ok(Box::new(AuxFi::<I>::new(cfg))));
                 let verify = move |args: &[Value]| {
                     let want = reference::aux_fi(&ids, tokens, experts, k);
                     let verdict = compare(&args[1].f32s(), &want, Tolerance::Abs(2e-7));
-                    vec![Comparison { output: "fi", verdict }]
+                    vec![Comparison { output: "fi", verdict }, left_zero(&args[2])]
                 };
                 Ok(Problem { kernel: kernel?, work: Work::of(&args), args, verify: Box::new(verify) })
             })

@@ -11,25 +11,25 @@ use zellige::prelude::*;
 use zellige::{ScanOp, TuneValue};
 use zellige_ir::DType;
 
+/// Tokens whose ids are read at once.
+const COUNTED: usize = 1024;
+
 /// Config of [`get_fused_mapping`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = alignment > 0 && chunk.is_multiple_of(tile))]
+#[tune(constraint = alignment > 0)]
 pub struct MappingConfig {
     /// Rows of each expert are padded to a multiple of this.
     pub alignment: usize,
     /// Tokens that a block places.
-    #[tune(128, 256, 512)]
+    #[tune(64, 128, 256, 512)]
     pub chunk: usize,
-    /// Tokens that it places at once; the work grows with the square.
-    #[tune(16, 32)]
-    pub tile: usize,
-    #[tune(256, 512)]
+    #[tune(256, 512, 1024)]
     pub threads: usize,
 }
 
 impl Default for MappingConfig {
     fn default() -> MappingConfig {
-        MappingConfig { alignment: 128, chunk: 256, tile: 16, threads: 256 }
+        MappingConfig { alignment: 128, chunk: 256, threads: 512 }
     }
 }
 
@@ -54,57 +54,53 @@ pub fn get_fused_mapping<I: Int>(
     #[dims(experts)] tokens_per_expert: &mut Tensor<i32, 1>,
     #[comptime] cfg: MappingConfig,
 ) {
-    let MappingConfig { chunk, tile, .. } = cfg;
+    let MappingConfig { alignment, chunk, .. } = cfg;
     let (tokens, k, experts) = (ids.dim(0), ids.static_dim(1), expert_start.static_dim(0));
     let blocks = tokens.ceil_div(chunk).max(1);
     let [b] = t.grid([blocks], cfg.threads);
 
-    let (count, next) = (t.shared::<i32, 1>([experts]), t.shared::<i32, 1>([experts]));
+    // The pairs of an expert that earlier blocks place, and all others.
+    let (before, count) = (t.shared::<i32, 1>([experts]), t.shared::<i32, 1>([experts]));
+    t.clear(before);
     t.clear(count);
-    histogram(t, ids, tokens, 128, count);
-    // The pairs of an expert that earlier blocks place; then, the position of the expert's next pair.
-    t.clear(next);
-    histogram(t, ids, b * chunk, 128, next);
+    histogram(t, ids, lit(0), b * chunk, COUNTED, before);
+    histogram(t, ids, b * chunk, tokens, COUNTED, count);
     let (aligned, start) = (t.shared::<i32, 1>([experts]), t.shared::<i32, 1>([experts]));
     for e in t.parallel(experts) {
-        let alignment = cfg.alignment as i32;
-        aligned[e] = (count[e] + (alignment - 1)) / alignment * alignment;
+        let (all, alignment) = (count[e] + before[e], alignment as i32);
+        count[e] = all;
+        aligned[e] = (all + (alignment - 1)) / alignment * alignment;
     }
     t.scan(ScanOp::Sum, aligned, start, 0, false, true);
-    for e in t.parallel(experts) {
-        next[e] += start[e];
-    }
 
-    let pairs = tile * k;
-    let id = t.shared::<i32, 1>([pairs]);
-    let earlier = t.fragment::<i32, 2>([pairs, pairs]);
-    let rank = t.fragment::<i32, 1>([pairs]);
-    for step in t.serial(chunk / tile) {
-        let first = b * chunk + step * tile;
-        for (i, j) in t.parallel((tile, k)) {
-            let found = ids[(first + i, j)].cast::<i32>();
-            id[i * k + j] = select(first + i < tokens && found < experts as i32, found, -1);
+    // This block's pairs, sorted by expert; those without one come last.
+    let pairs = chunk * k;
+    let (id, pair) = (t.shared::<i32, 1>([pairs]), t.shared::<i32, 1>([pairs]));
+    for (i, j) in t.parallel((chunk, k)) {
+        let token = b * chunk + i;
+        let found = ids[(token, j)].cast::<i32>();
+        id[i * k + j] = select(token < tokens && found >= 0 && found < experts as i32, found, experts as i32);
+        pair[i * k + j] = (i * k + j).cast();
+    }
+    t.sort_pairs(id, pair, false);
+    let first = t.shared::<i32, 1>([experts + 1]);
+    for s in t.parallel(pairs) {
+        if s == 0 || id[(s - 1).max(0)] != id[s] {
+            first[id[s].to_index()] = s.cast();
         }
-        for (p, q) in t.parallel((pairs, pairs)) {
-            earlier[(p, q)] = (q < p && id[q] == id[p]).cast::<i32>();
+    }
+    for s in t.parallel(pairs) {
+        let (e, p) = (id[s].to_index(), pair[s].to_index());
+        let token = b * chunk + p / k;
+        let own = e.min(experts - 1);
+        let position = start[own] + before[own] + s.cast::<i32>() - first[e];
+        if e < experts {
+            let at = position.to_index();
+            pos_to_expert[at] = id[s];
+            pos_to_token[at] = token.cast::<i32>();
+            pos_to_token_topk[at] = (b * pairs + p).cast::<i32>();
         }
-        t.reduce_sum(earlier, rank, 1);
-        for p in t.parallel(pairs) {
-            let (token, expert) = (first + p / k, id[p]);
-            let position = next[expert.max(0).to_index()] + rank[p];
-            if expert >= 0 {
-                let at = position.to_index();
-                pos_to_expert[at] = expert;
-                pos_to_token[at] = token.cast::<i32>();
-                pos_to_token_topk[at] = (first * k + p).cast::<i32>();
-            }
-            token_topk_to_pos[(token, p % k)] = select(expert >= 0, position, -1);
-        }
-        for p in t.parallel(pairs) {
-            if id[p] >= 0 {
-                next.atomic_add(id[p].to_index(), 1);
-            }
-        }
+        token_topk_to_pos[(token, p % k)] = select(e < experts, position, -1);
     }
 
     // Padding: every block fills that of some experts, and a part of the surplus.
@@ -113,11 +109,10 @@ pub fn get_fused_mapping<I: Int>(
         pos_to_token[at] = -1;
         pos_to_token_topk[at] = -1;
     };
-    for round in t.serial(lit::<index>(experts).ceil_div(blocks)) {
+    for (round, i) in t.parallel((lit::<index>(experts).ceil_div(blocks), alignment)) {
         let e = round * blocks + b;
         if e < experts {
-            let padding = aligned[e] - count[e];
-            for i in t.parallel(padding.to_index()) {
+            if i < (aligned[e] - count[e]).to_index() {
                 pad((start[e] + count[e]).to_index() + i);
             }
         }
@@ -236,7 +231,7 @@ impl LibraryKernel for Entry {
         let (i64, i32) = (DType::I64, DType::I32);
         match scale {
             Scale::Small => {
-                let small = |alignment| MappingConfig { alignment, chunk: 16, tile: 8, threads: 128 };
+                let small = |alignment| MappingConfig { alignment, chunk: 16, threads: 128 };
                 vec![
                     case(0, 6, 16, i64, Random, small(16)),
                     case(1, 6, 72, i64, Random, small(16)),

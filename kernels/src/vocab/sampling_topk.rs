@@ -10,28 +10,43 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
+/// Logits of a segment, and segments of a group: each is looked into only if its largest logit is among the best.
+const SEGMENT: usize = 32;
+const GROUP: usize = 16;
+
 /// Tile sizes of [`sampling_topk`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct SamplingConfig {
-    /// Logits of a step.
+    /// Groups of segments that are read at once.
+    #[tune(8, 16, 32)]
+    pub groups: usize,
     #[tune(256, 512, 1024)]
-    pub cols: usize,
-    #[tune(128, 256)]
     pub threads: usize,
 }
 
 impl Default for SamplingConfig {
     fn default() -> SamplingConfig {
-        SamplingConfig { cols: 512, threads: 256 }
+        SamplingConfig { groups: 32, threads: 512 }
     }
+}
+
+/// The places of the `k` largest numbers (all if there are fewer), the smaller place first on ties; in ascending order.
+#[tile]
+fn best_places(t: T, numbers: Shared<f32, 1>, k: usize) -> Shared<i32, 1> {
+    let k = k.min(numbers.shape()[0]);
+    let (best, places) = (t.fragment::<f32, 1>([k]), t.shared::<i32, 1>([k]));
+    t.topk(numbers, best, places);
+    t.sort(places, false);
+    places
 }
 
 /// The `k` largest of the first `ends[r]` logits of each row, in descending order, with their columns; of equal logits the
 /// smaller column first. Where there are fewer, or they are minus infinity, the rest has value minus infinity and column -1.
 /// `logits` [rows, vocab] holds no NaN, `values` and `ids` [rows, k].
 ///
-/// A row is one block's: it keeps the best so far and takes in the vocabulary step by step. Steps without a logit above the
-/// smallest of the best are only read.
+/// A row is one block's. It reads the row once for the largest logit of each segment of neighbours. The best `k` logits
+/// are in the `k` segments whose largest are best (on ties, the first ones): only these are read again. Segments are found
+/// in the same way from groups of segments.
 #[kernel(static_dims(vocab, k))]
 pub fn sampling_topk(
     t: T,
@@ -41,41 +56,47 @@ pub fn sampling_topk(
     #[dims(rows, k)] ids: &mut Tensor<i32, 2>,
     #[comptime] cfg: SamplingConfig,
 ) {
-    let (cols, k) = (cfg.cols, values.static_dim(1));
+    let (at_once, k) = (cfg.groups, values.static_dim(1));
+    let step = at_once * GROUP * SEGMENT;
+    let groups = logits.static_dim(1).div_ceil(step) * at_once;
     let [row] = t.grid([logits.dim(0)], cfg.threads);
     let end = ends[row].to_index();
-    // The best so far, then the logits of the step.
-    let (pool, columns) = (t.shared::<f32, 2>([1, k + cols]), t.shared::<i32, 1>([k + cols]));
-    let (best, at) = (t.fragment::<f32, 2>([1, k]), t.shared::<i32, 2>([1, k]));
-    let chosen = t.shared::<i32, 1>([k]);
-    for j in t.parallel(k) {
-        pool[(0, j)] = f32::NEG_INFINITY;
-        columns[j] = -1;
-    }
-    let (step_max, largest) = (t.fragment::<f32, 2>([1, cols]), t.fragment::<f32, 1>([1]));
-    for step in t.serial(logits.static_dim(1).div_ceil(cols)) {
-        let first = step * cols;
-        for c in t.parallel(cols) {
-            let x = select(first + c < end, logits[(row, first + c)], f32::NEG_INFINITY);
-            step_max[(0, c)] = x;
-            pool[(0, c + k)] = x;
-            columns[c + k] = (first + c).cast::<i32>();
+    let logit = |column: Idx| select(column < end, logits[(row, column)], f32::NEG_INFINITY);
+
+    let segment_max = t.shared::<f32, 2>([groups, GROUP]);
+    t.fill(segment_max, f32::NEG_INFINITY);
+    let tile = t.fragment::<f32, 3>([at_once, GROUP, SEGMENT]);
+    let largest = t.fragment::<f32, 2>([at_once, GROUP]);
+    for i in t.serial(end.ceil_div(step)) {
+        for (g, s, c) in t.parallel((at_once, GROUP, SEGMENT)) {
+            tile[(g, s, c)] = logit(i * step + (g * GROUP + s) * SEGMENT + c);
         }
-        t.reduce_max(step_max, largest, 1);
-        if largest[0usize] > pool[(0, k - 1)] {
-            t.topk(pool, best, at);
-            for j in t.parallel(k) {
-                chosen[j] = columns[at[(0, j)].to_index()];
-            }
-            for j in t.parallel(k) {
-                pool[(0, j)] = best[(0, j)];
-                columns[j] = select(best[(0, j)] > f32::NEG_INFINITY, chosen[j], -1);
-            }
-        }
+        t.reduce_max(tile, largest, 2);
+        t.copy(largest, segment_max.sub((i * at_once, 0), [at_once, GROUP]));
     }
+
+    let group_max = t.shared::<f32, 1>([groups]);
+    t.reduce_max(segment_max, group_max, 1);
+    let chosen = best_places(t, group_max, k);
+    let count = chosen.shape()[0];
+    let segments = t.shared::<f32, 1>([count * GROUP]);
+    for (g, s) in t.parallel((count, GROUP)) {
+        segments[g * GROUP + s] = segment_max[(chosen[g].to_index(), s)];
+    }
+    let places = best_places(t, segments, k);
+    let count = places.shape()[0];
+    let (pool, columns) = (t.shared::<f32, 1>([count * SEGMENT]), t.shared::<i32, 1>([count * SEGMENT]));
+    for (s, c) in t.parallel((count, SEGMENT)) {
+        let place = places[s].to_index();
+        let column = (chosen[place / GROUP].to_index() * GROUP + place % GROUP) * SEGMENT + c;
+        pool[s * SEGMENT + c] = logit(column);
+        columns[s * SEGMENT + c] = column.cast();
+    }
+    let (best, at) = (t.fragment::<f32, 1>([k]), t.shared::<i32, 1>([k]));
+    t.topk(pool, best, at);
     for j in t.parallel(k) {
-        values[(row, j)] = pool[(0, j)];
-        ids[(row, j)] = columns[j];
+        values[(row, j)] = best[j];
+        ids[(row, j)] = select(best[j] > f32::NEG_INFINITY, columns[at[j].to_index()], -1);
     }
 }
 
@@ -158,12 +179,13 @@ impl LibraryKernel for Entry {
         let cfg = SamplingConfig::default();
         match scale {
             Scale::Small => {
-                let small = SamplingConfig { cols: 64, threads: 64 };
+                let small = SamplingConfig { groups: 1, threads: 64 };
                 vec![
                     case(0, 100, 4, small),
                     case(1, 5, 5, small),
                     case(9, 200, 8, small),
                     case(6, 700, 1, small),
+                    case(7, 2500, 3, small),
                     case(3, 1500, 50, cfg),
                 ]
             }

@@ -329,6 +329,7 @@ impl Emitter<'_> {
             | SimtOp::SetRegs { .. }
             | SimtOp::StMatrix { .. } => self.hopper(op),
             SimtOp::BarWarp {} => self.line("bar.warp.sync -1;"),
+            SimtOp::Fence {} => self.line("fence.acq_rel.gpu;"),
             SimtOp::Trap {} => self.line("trap;"),
             SimtOp::Print { format, args } => self.print(format, args),
             SimtOp::For { .. } | SimtOp::If { .. } | SimtOp::While { .. } => self.control(op),

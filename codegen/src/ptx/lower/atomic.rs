@@ -3,7 +3,7 @@
 use super::value::{self, Scalar};
 use super::view::{Coords, View};
 use super::{Lowerer, Result};
-use crate::ptx::simt::{Addr, AtomOp, Num, SimtOp, Ty, Val};
+use crate::ptx::simt::{Addr, AtomOp, Num, SimtOp, Space, Ty, Val};
 use zellige_ir::{AtomicOp, Buffer, DType, Def, Indices, Op, Value};
 
 fn atom_op(op: AtomicOp) -> AtomOp {
@@ -48,7 +48,8 @@ impl Lowerer<'_> {
         Ok(self.b.atom(atom_op(f), num, view.space, addr, x, guard))
     }
 
-    /// An atomic of the block: one thread does it, all learn the old element through shared memory.
+    /// An atomic of the block: one thread does it, all learn the old element through shared memory. A block that learns
+    /// from a tensor's element what others did may rely on what they did before, so fences stand around such an atomic.
     pub(super) fn atomic_scalar(
         &mut self,
         op: Op,
@@ -64,11 +65,19 @@ impl Lowerer<'_> {
         let Some(view) = self.memory(buffer) else {
             return self.malformed(op, "atomics work on global and shared buffers");
         };
+        let communicates = view.space == Space::Global && self.is_used(out.0);
+        if communicates {
+            self.b.push(SimtOp::Bar {});
+            self.b.push(SimtOp::Fence {});
+        }
         self.b.phase("atomic");
         let inside = view.guard(&mut self.b, &at);
         let first = self.first_thread();
         let guard = self.b.and_guard(inside, Some(first));
         let old = self.atomic_at(op, f, &view, &at, x, guard)?;
+        if communicates {
+            self.b.push(SimtOp::Fence {});
+        }
         if !self.is_used(out.0) {
             self.b.kernel.discard(old);
             return Ok(());

@@ -45,7 +45,7 @@ impl Lanes {
 
 impl Lowerer<'_> {
     /// Live and under its conditions.
-    fn active(&mut self, lanes: &Lanes, lane: usize) -> Option<Val> {
+    pub(super) fn active(&mut self, lanes: &Lanes, lane: usize) -> Option<Val> {
         self.b.and_guard(lanes.live[lane], lanes.cond[lane])
     }
 
@@ -65,8 +65,18 @@ impl Lowerer<'_> {
     }
 
     fn lanes_region(&mut self, op: Op, region: Region, lanes: &Lanes) -> Result {
-        let func = self.func;
-        func.regions[region].ops.iter().try_for_each(|&inner| self.lanes_op(op, inner, lanes))
+        let mut rest = &self.func.regions[region].ops[..];
+        while let Some((&next, after)) = rest.split_first() {
+            let together = self.divisions_together(rest, lanes)?;
+            if together > 0 {
+                self.divide_together(&rest[..together], lanes)?;
+                rest = &rest[together..];
+            } else {
+                self.lanes_op(op, next, lanes)?;
+                rest = after;
+            }
+        }
+        Ok(())
     }
 
     fn lanes_op(&mut self, parent: Op, op: Op, lanes: &Lanes) -> Result {

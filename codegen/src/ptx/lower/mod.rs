@@ -15,6 +15,7 @@ mod cast;
 mod control;
 mod copy;
 mod dist;
+mod divide;
 mod element;
 mod exchange;
 mod facts;

@@ -575,6 +575,8 @@ simt_ops! {
     "cluster_sync" Sync ClusterSync {}
     /// As `bar`, for the threads of a warp.
     "bar_warp" Sync BarWarp {}
+    /// Orders what this thread knows to have happened before its later accesses, for all threads of the device.
+    "fence" Sync Fence {}
     /// Ends the launch with an error.
     "trap" Control Trap {}
     /// Prints: the text is a printf format over the arguments (b32, b64 or f64).

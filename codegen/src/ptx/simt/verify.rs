@@ -326,6 +326,7 @@ impl Verifier<'_> {
             | SimtOp::Phase { .. }
             | SimtOp::Bar {}
             | SimtOp::BarWarp {}
+            | SimtOp::Fence {}
             | SimtOp::Trap {}
             | SimtOp::While { .. } => Ok(()),
         }

@@ -183,10 +183,10 @@ impl Lowerer<'_> {
         let count = shape.iter().product::<usize>() / n;
         let lines = Lines { keys, shape, count, n, descending, what: self.func.ops[op].kind.name() };
         let threads = self.func.threads;
-        let network = Network::new(threads, count, n, k);
+        let network = Network::new(threads, count, n);
         match select::plan(threads, count, n, k, network.cycles(threads, count)) {
             Some(plan) => self.select_first(plan, &lines, k, found),
-            None => self.network(&network, &lines, k, found),
+            None => self.network(network, &lines, k, found),
         }
     }
 

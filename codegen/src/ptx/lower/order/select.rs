@@ -52,7 +52,11 @@ impl Lowerer<'_> {
         let width = Idx::constant(lanes as i64);
         let (group, lane) = (index::div(&mut self.b, self.tid, width), index::rem(&mut self.b, self.tid, width));
         if rounds == 1 {
-            return self.select_line(plan, lines, group, lane, k, found);
+            // Warps without a line wait for the others; in a warp all lanes stay together.
+            let (_, warp) = self.lane_and_warp();
+            let warps = Idx::constant((lines.count * lanes).div_ceil(WARP) as i64);
+            let live = index::in_bounds(&mut self.b, warp, warps);
+            return self.branch_on(live, &mut |l| l.select_line(plan, lines, group, lane, k, found));
         }
         let v = self.b.begin_for(Ty::B32);
         let first = index::mul(&mut self.b, Idx::new(v, 0, rounds as i64 - 1, 1), Idx::constant(at_once as i64));
