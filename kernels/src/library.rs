@@ -351,6 +351,7 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::quant::swiglu_backward::Entry,
         &crate::moe::router::Entry,
         &crate::moe::gate::Entry,
+        &crate::moe::gate_backward::Entry,
         &crate::moe::hash_gate::Entry,
         &crate::moe::top2_sum_gate::Entry,
         &crate::moe::top_groups::Entry,

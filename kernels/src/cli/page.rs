@@ -21,7 +21,11 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
     ("33", "mHC fused front, with RMSNorm", &["mhc_pre_big_fuse", "mhc_pre_big_fuse_norm"]),
     ("34", "mHC multi-layer recompute", &["mhc_recompute"]),
     ("35", "router GEMM", &["router_gemm"]),
-    ("36", "top-k gate: scores, bias, groups, masks, replicas, ranks", &["gate", "top2_sum_gate"]),
+    (
+        "36",
+        "top-k gate: scores, bias, groups, masks, replicas, ranks; gradient",
+        &["gate", "top2_sum_gate", "gate_backward"],
+    ),
     ("37", "hash routing", &["hash_gate"]),
     (
         "38",

@@ -2,6 +2,7 @@
 
 pub mod expand;
 pub mod gate;
+pub mod gate_backward;
 pub mod hash_gate;
 pub mod indices;
 pub mod layer;

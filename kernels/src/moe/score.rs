@@ -58,6 +58,17 @@ impl Scorer {
         }
     }
 
+    /// The derivative of the score `s` of logit `x` by `x`; of a softmax, the part without the sum's.
+    #[track_caller]
+    pub fn own_slope(self, s: Expr<f32>, x: Expr<f32>) -> Expr<f32> {
+        match self {
+            // Scores below the smallest number are zero and stay so.
+            Scorer::SqrtSoftplus => select(cmp::gt(&s, &0.0), x.sigmoid() / (s + s), 0.0),
+            Scorer::Sigmoid => s * (1.0 - s),
+            Scorer::Softmax { .. } => s,
+        }
+    }
+
     /// What the choice is made by, before the bias: the score, or for a softmax the logit, which is in the same order.
     #[track_caller]
     pub fn key(self, i: Idx, x: Expr<f32>) -> Expr<f32> {

@@ -5,6 +5,7 @@
 
 pub mod fused;
 pub mod gate;
+pub mod gate_backward;
 pub mod indices;
 pub mod layer;
 pub mod mapping;
