@@ -1,10 +1,11 @@
 //! Runs a kernel's PTX on the simulated GPU with the interpreter's arguments.
 
 use std::collections::HashMap;
-use zellige_codegen::ptx::{ParamSlot, PtxKernel, PtxOptions, compile};
-use zellige_ir::interp::Arg;
+use zellige_codegen::ptx::{GridPlan, ParamSlot, PtxKernel, PtxOptions, compile};
+use zellige_ir::interp::{Arg, TensorArg};
 use zellige_ir::{DType, Dim, EntityId, Extent, Func, Param, prelude};
-use zellige_runtime::sim::{LaunchDims, Memory, Module, Report, SimOptions, launch};
+use zellige_runtime::device::simulated_map;
+use zellige_runtime::sim::{LaunchDims, Memory, Module, ParamBlock, Report, SimOptions, launch};
 
 /// The arguments after a run, and what the simulator saw.
 pub struct Simulated {
@@ -13,13 +14,19 @@ pub struct Simulated {
     pub kernel: PtxKernel,
 }
 
-/// Compiles and runs `func`, without tensor maps: the library's kernels test those, on the device `sim`.
+/// Multiprocessors of the simulated GPU: few, so that the blocks of small problems share them.
+const MULTIPROCESSORS: u32 = 3;
+
+/// Compiles and runs `func`. It copies with tensor maps if `opts` allows them and the hardware could describe the tensors.
 ///
 /// # Errors
 /// A message if it does not compile, load or launch, or if the simulator found a fault; with the PTX.
 pub fn run(func: &Func, args: &[Arg], opts: &PtxOptions, sim: &SimOptions) -> Result<Simulated, String> {
-    let opts = PtxOptions { tensor_maps: false, ..*opts };
-    let kernel = compile(func, &opts).map_err(|e| e.to_string())?;
+    let mut kernel = compile(func, opts).map_err(|e| e.to_string())?;
+    if kernel.params.iter().any(|p| matches!(p, ParamSlot::TensorMap { param, .. } if !has_map(&args[*param as usize])))
+    {
+        kernel = compile(func, &PtxOptions { tensor_maps: false, ..*opts }).map_err(|e| e.to_string())?;
+    }
     let fail = |what: String| format!("{what}\n{}\n{}", func.to_text(), kernel.ptx);
     let module = Module::parse(&kernel.ptx).map_err(|e| fail(e.to_string()))?;
     let mut memory = Memory::new();
@@ -59,19 +66,28 @@ pub fn run(func: &Func, args: &[Arg], opts: &PtxOptions, sim: &SimOptions) -> Re
         };
         bases.push(base);
     }
-    let block = param_block(&kernel, func, args, &bases, &dims)?;
+    let counter = memory.alloc_init("counter of blocks", &[0; 4]);
+    let params = params(&kernel, args, &bases, &dims, counter)?;
     let given: Vec<(Dim, usize)> = dims.into_iter().collect();
     let grid = prelude::eval_grid(func, &given, &scalars).map_err(|e| e.to_string())?;
     let mut report = None;
     if grid.iter().all(|&g| g > 0) {
         let axis = |i: usize| grid.get(i).map_or(1, |&g| g as u32);
+        let written = [axis(0), axis(1), axis(2)];
         let at = LaunchDims {
-            grid: [axis(0), axis(1), axis(2)],
+            grid: match kernel.grid {
+                GridPlan::AsWritten => written,
+                GridPlan::Persistent => {
+                    let blocks: u32 = written.iter().product();
+                    [blocks.min(MULTIPROCESSORS).next_multiple_of(kernel.cluster), 1, 1]
+                }
+            },
             block: [kernel.threads, 1, 1],
-            cluster: [1, 1, 1],
+            cluster: [kernel.cluster, 1, 1],
             dynamic_shared: kernel.shared_bytes,
         };
-        let r = launch(&module, &kernel.entry, at, &block, &mut memory, sim).map_err(|e| fail(e.to_string()))?;
+        let r =
+            launch(&module, &kernel.entry, at, params.as_bytes(), &mut memory, sim).map_err(|e| fail(e.to_string()))?;
         if !r.faults.is_empty() {
             return Err(fail(r.describe()));
         }
@@ -89,16 +105,28 @@ pub fn run(func: &Func, args: &[Arg], opts: &PtxOptions, sim: &SimOptions) -> Re
     }
 }
 
-fn param_block(
+/// Bytes from one index of an argument to the next, along every axis but the innermost, from the inside out.
+fn steps(t: &TensorArg) -> Vec<u64> {
+    t.strides.iter().rev().skip(1).map(|&s| s as u64 * t.dtype.bits() as u64 / 8).collect()
+}
+
+/// True if a tensor map can describe the argument.
+fn has_map(arg: &Arg) -> bool {
+    let Arg::Tensor(t) = arg else { return false };
+    t.strides.last() == Some(&1) && t.shape.iter().all(|&n| n > 0) && steps(t).iter().all(|s| s % 16 == 0)
+}
+
+fn params(
     kernel: &PtxKernel,
-    func: &Func,
     args: &[Arg],
     bases: &[Option<u64>],
     dims: &HashMap<Dim, usize>,
-) -> Result<Vec<u8>, String> {
-    let mut block = Vec::new();
+    counter: u64,
+) -> Result<ParamBlock, String> {
+    let mut block = ParamBlock::new();
     for slot in &kernel.params {
         let bits = match slot {
+            ParamSlot::Counter { .. } => counter,
             ParamSlot::Base { param, .. } => bases[*param as usize].ok_or("a base of no tensor")?,
             ParamSlot::Stride { param, axis, .. } => match &args[*param as usize] {
                 Arg::Tensor(t) => t.strides[*axis as usize] as u64,
@@ -112,14 +140,18 @@ fn param_block(
                 Arg::Scalar(c) => c.bits(),
                 Arg::Tensor(_) => return Err("a scalar that is a tensor".into()),
             },
-            ParamSlot::TensorMap { name, .. } => return Err(format!("`{name}` is a tensor map")),
-            ParamSlot::Counter { name } => return Err(format!("`{name}` is a counter of blocks")),
+            ParamSlot::TensorMap { param, name, map } => {
+                let (Arg::Tensor(t), Some(base)) = (&args[*param as usize], bases[*param as usize]) else {
+                    return Err(format!("`{name}` is a map of no tensor"));
+                };
+                let size = t.shape.iter().rev().map(|&n| n as u64).collect();
+                let map = simulated_map(map, base, size, steps(t))?.encode()?;
+                block = block.bytes(slot.align(), &map);
+                continue;
+            }
         };
-        let size = slot.bytes();
-        block.resize(usize::next_multiple_of(block.len(), size), 0);
-        block.extend_from_slice(&bits.to_le_bytes()[..size]);
+        block = block.bytes(slot.align(), &bits.to_le_bytes()[..slot.bytes()]);
     }
-    let _ = func;
     Ok(block)
 }
 

@@ -10,6 +10,8 @@ mod ordering;
 use kernels::Gemm;
 use ordering::{Ordering, ordering};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use std::cell::Cell;
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::interp::{Arg, Interpreter, TensorArg};
 use zellige_ir::{Access, Const, DType, Extent, Func, GemmPrecision, Param};
@@ -357,4 +359,59 @@ proptest! {
             return Err(TestCaseError::fail(format!("{d}\n{text}\n{}", got.kernel.ptx)));
         }
     }
+}
+
+/// Products of random shapes with the tiles of `wgmma`, tensor copies and mbarrier rings: what loops of random programs hardly
+/// ever hit upon.
+fn hopper_gemms() -> impl Strategy<Value = (Gemm, [usize; 2])> {
+    let tile = (1..=2usize, 1..=16usize, prop::sample::select(vec![16usize, 32, 64, 128]));
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (tile, 2..=4u32, 1..=2usize, flags, 1..=200usize, 1..=25usize).prop_map(
+        |((rows, cols, bk), stages, groups, (a_trans, b_rows, half), m, n)| {
+            let dtype = if half { DType::F16 } else { DType::BF16 };
+            let tile = [64 * rows.max(groups), 16 * cols, bk];
+            let g = Gemm {
+                name: "random_gemm",
+                a: dtype,
+                b: dtype,
+                tile,
+                stages,
+                threads: 128 * groups,
+                a_trans,
+                b_rows,
+                ..Gemm::BF16
+            };
+            // Transposed operands have static extents.
+            (g, [if a_trans { m.min(2 * tile[0]) } else { m }, if b_rows { (8 * n).min(2 * tile[1]) } else { 8 * n }])
+        },
+    )
+}
+
+#[test]
+fn random_gemms_on_hopper_agree() {
+    const CASES: u32 = 24;
+    let reached = Cell::new(0);
+    let strategy = (hopper_gemms(), prop::option::of(any::<u64>()), any::<u64>());
+    let mut runner = TestRunner::new(ProptestConfig { cases: CASES, ..ProptestConfig::default() });
+    let outcome = runner.run(&strategy, |((g, [m, n]), shuffle, seed)| {
+        let func = kernels::gemm(g);
+        let mut r = Numbers(seed);
+        // Small integers: every sum is exact in every order.
+        let args = args(&func, &[("m", m), ("n", n)], &mut |_, _, _| (8.0 * r.next() - 4.0).round());
+        let mut want = args.clone();
+        prop_assert!(Interpreter::new(&func).run(&mut want).is_ok());
+        let sim = SimOptions { shuffle, ..SimOptions::default() };
+        let got = match run(&func, &args, &PtxOptions::new(Arch::Sm90a), &sim) {
+            Err(e) if e.contains("bytes of shared memory") => return Err(TestCaseError::reject("too large a tile")),
+            got => got.map_err(TestCaseError::fail)?,
+        };
+        if let Some(d) = first_difference(&want, &got.args, &exact) {
+            return Err(TestCaseError::fail(format!("{d}\n{}\n{}", func.to_text(), got.kernel.ptx)));
+        }
+        let hopper = ["wgmma.mma_async", "cp.async.bulk.tensor"].iter().all(|op| got.kernel.ptx.contains(op));
+        reached.set(reached.get() + u32::from(hopper));
+        Ok(())
+    });
+    outcome.unwrap_or_else(|e| panic!("{e}"));
+    assert!(reached.get() >= CASES / 2, "only {} of {CASES} gemms ran on Hopper's units", reached.get());
 }

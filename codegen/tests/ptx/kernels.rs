@@ -167,7 +167,7 @@ pub fn softmax() -> Func {
 }
 
 /// What [`gemm`] can vary.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Gemm {
     pub name: &'static str,
     pub a: DType,

@@ -12,6 +12,7 @@ mod sim;
 mod store;
 
 pub use resources::Resources;
+pub use sim::{Recordings, simulated_map};
 
 use crate::launch::{Arg, LaunchError, ParamSpec, Recordable, Sizes, bind, hold};
 use crate::tensor::Hold;
@@ -21,6 +22,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use zellige_codegen::ptx::Arch;
 use zellige_ir::prelude::{PreludeError, eval_grid};
 use zellige_ir::{Const, Dim, EntityId, Func};
 
@@ -205,7 +207,12 @@ impl Device {
     /// The simulated GPU: runs the PTX that a GPU would get, and reports races, bad accesses and deadlocks.
     pub fn sim() -> Device {
         static SIM: OnceLock<Device> = OnceLock::new();
-        SIM.get_or_init(|| Device::new(Box::new(sim::Sim))).clone()
+        SIM.get_or_init(|| Device::new(Box::new(sim::Sim::new()))).clone()
+    }
+
+    /// A simulated GPU of this architecture that keeps every launch in `recordings`, those that fail included.
+    pub fn sim_recording(arch: Arch, recordings: Recordings) -> Device {
+        Device::new(Box::new(sim::Sim::recording(arch, recordings)))
     }
 
     /// The NVIDIA GPU with this number.

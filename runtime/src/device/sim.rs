@@ -3,8 +3,8 @@
 use super::ptx_args::{self, Loaded, MapTensor};
 use super::{Backend, Bound, Executable, Launch};
 use crate::launch::{Arg, LaunchError};
-use crate::sim::{LaunchDims, Memory, Module, ParamBlock, SimOptions, Swizzle, TensorElem, TensorMap, launch};
-use std::sync::Arc;
+use crate::sim::{LaunchDims, Module, ParamBlock, Recording, SimOptions, Swizzle, TensorElem, TensorMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use zellige_codegen::ptx::{Arch, MapSpec, PtxKernel, PtxOptions};
 use zellige_ir::{DType, Func};
 
@@ -16,8 +16,26 @@ const WORD: usize = 4;
 /// Few, so that the blocks of small problems share them.
 const MULTIPROCESSORS: usize = 3;
 
-/// Compiles for the newest architecture that the simulator and the compiler know.
-pub(super) struct Sim;
+/// The launches of a simulated GPU that keeps them.
+pub type Recordings = Arc<Mutex<Vec<Recording>>>;
+
+/// Compiles for one architecture.
+pub(super) struct Sim {
+    arch: Arch,
+    recordings: Option<Recordings>,
+}
+
+impl Sim {
+    /// The newest architecture that the simulator and the compiler know.
+    pub fn new() -> Sim {
+        Sim { arch: Arch::Sm90a, recordings: None }
+    }
+
+    /// A GPU that keeps its launches.
+    pub fn recording(arch: Arch, recordings: Recordings) -> Sim {
+        Sim { arch, recordings: Some(recordings) }
+    }
+}
 
 impl Backend for Sim {
     fn name(&self) -> String {
@@ -25,11 +43,15 @@ impl Backend for Sim {
     }
 
     fn load(&self, func: &Func) -> Result<Arc<dyn Executable>, String> {
-        Ok(Arc::new(Executables(Loaded::new(func, &PtxOptions::new(Arch::Sm90a), Simulated::load)?)))
+        let loaded = Loaded::new(func, &PtxOptions::new(self.arch), Simulated::load)?;
+        Ok(Arc::new(Executables { loaded, recordings: self.recordings.clone() }))
     }
 }
 
-struct Executables(Loaded<Simulated>);
+struct Executables {
+    loaded: Loaded<Simulated>,
+    recordings: Option<Recordings>,
+}
 
 struct Simulated {
     kernel: PtxKernel,
@@ -45,7 +67,7 @@ impl Simulated {
 
 impl Executable for Executables {
     fn is_from_cache(&self) -> bool {
-        self.0.is_from_cache()
+        self.loaded.is_from_cache()
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
@@ -53,8 +75,12 @@ impl Executable for Executables {
     }
 }
 
-/// The simulator's form of a tensor map.
-fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], String> {
+/// The simulator's form of a kernel's map of a tensor at `address`: its extents in elements, innermost first, and the bytes
+/// from one index to the next along every axis but the innermost.
+///
+/// # Errors
+/// If the simulator has no such map.
+pub fn simulated_map(spec: &MapSpec, address: u64, size: Vec<u64>, stride: Vec<u64>) -> Result<TensorMap, String> {
     let elem = match spec.dtype {
         DType::BF16 => TensorElem::Bf16,
         DType::F16 => TensorElem::F16,
@@ -68,16 +94,11 @@ fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], String> {
         128 => Swizzle::B128,
         bytes => return Err(format!("no swizzle of {bytes} bytes")),
     };
-    let map = TensorMap {
-        elem,
-        address: tensor.address,
-        size: tensor.size.clone(),
-        stride: tensor.stride.clone(),
-        tile: spec.tile.clone(),
-        swizzle,
-        nan_fill: false,
-    };
-    map.encode()
+    Ok(TensorMap { elem, address, size, stride, tile: spec.tile.clone(), swizzle, nan_fill: false })
+}
+
+fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], String> {
+    simulated_map(spec, tensor.address, tensor.size.clone(), tensor.stride.clone())?.encode()
 }
 
 struct BoundSimulated<'a> {
@@ -89,10 +110,12 @@ impl Bound for BoundSimulated<'_> {
     fn run(&mut self) -> Result<(), LaunchError> {
         let call = &self.launch;
         let fail = |cause: String| LaunchError::Device { kernel: call.kernel, device: NAME.to_owned(), cause };
-        let simulated = self.kernels.0.pick(call, |k| &k.kernel, Simulated::load).map_err(fail)?;
+        let simulated = self.kernels.loaded.pick(call, |k| &k.kernel, Simulated::load).map_err(fail)?;
         let kernel = &simulated.kernel;
-        let mut memory = Memory::new();
+        let mut memory = Vec::new();
         let mut addresses = vec![0; call.args.len()];
+        // Where the memory of an argument's tensor is.
+        let mut places = Vec::new();
         for (i, arg) in call.args.iter().enumerate() {
             if let Some(t) = arg.tensor() {
                 let n = t.byte_range().len();
@@ -100,10 +123,14 @@ impl Bound for BoundSimulated<'_> {
                 let mut bytes = unsafe { std::slice::from_raw_parts(t.as_ptr(), n) }.to_vec();
                 // Device memory comes in whole words: kernels update packed elements of the last one in place.
                 bytes.resize(n.next_multiple_of(WORD), 0);
-                addresses[i] = memory.alloc_init(&format!("argument {i}"), &bytes);
+                addresses[i] = Recording::base(memory.len());
+                places.push((arg, memory.len()));
+                memory.push((format!("argument {i}"), bytes));
             }
         }
-        let counter = memory.alloc_init("counter of blocks", &[0; WORD]);
+        let counter_place = memory.len();
+        let counter = Recording::base(counter_place);
+        memory.push(("counter of blocks".to_owned(), vec![0; WORD]));
         let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], || counter, encode)?;
         let params = kernel
             .params
@@ -114,22 +141,29 @@ impl Bound for BoundSimulated<'_> {
             grid: ptx_args::grid(kernel, call, NAME, MULTIPROCESSORS)?.into(),
             block: [kernel.threads, 1, 1],
             cluster: [kernel.cluster, 1, 1],
-            ..LaunchDims::linear(1, kernel.threads)
+            dynamic_shared: kernel.shared_bytes,
+        };
+        let recording = Recording {
+            ptx: kernel.ptx.clone(),
+            entry: kernel.entry.clone(),
+            dims,
+            params: params.as_bytes().to_vec(),
+            memory,
+        };
+        let replay = recording.replay(&simulated.module, &SimOptions::default()).map_err(|e| fail(e.to_string()))?;
+        if let Some(recordings) = &self.kernels.recordings {
+            recordings.lock().unwrap_or_else(PoisonError::into_inner).push(recording);
         }
-        .with_shared(kernel.shared_bytes);
-        let options = SimOptions::default();
-        let report = launch(&simulated.module, &kernel.entry, dims, params.as_bytes(), &mut memory, &options)
-            .map_err(|e| fail(e.to_string()))?;
-        if !report.faults.is_empty() {
-            return Err(fail(report.describe()));
+        if !replay.report.faults.is_empty() {
+            return Err(fail(replay.report.describe()));
         }
-        if memory.read(counter, WORD).map_err(|e| fail(e.to_string()))? != [0; WORD] {
+        if replay.memory[counter_place] != [0; WORD] {
             return Err(fail("the kernel leaves its counter of blocks at another value than 0".to_owned()));
         }
-        for (arg, address) in call.args.iter().zip(&addresses) {
+        for (arg, place) in places {
             if let Arg::Write(t) = arg {
                 let n = t.byte_range().len();
-                let bytes = memory.read(*address, n).map_err(|e| fail(e.to_string()))?;
+                let bytes = &replay.memory[place][..n];
                 // SAFETY: the launch holds the tensor's storage exclusively, and its bytes span this range.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), t.as_ptr(), n) };
             }

@@ -32,7 +32,7 @@ pub enum FaultKind {
     MbarrierMisuse,
     /// A descriptor, tensor map or coordinate that the hardware would not accept.
     BadDescriptor,
-    /// The block ended while bulk copies still read its shared memory.
+    /// The block ended while bulk copies, or other blocks of the cluster, may still access its shared memory.
     PendingAtExit,
     /// No warp can go on.
     Deadlock,

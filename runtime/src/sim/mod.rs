@@ -14,10 +14,16 @@
 //!   wherever it stands on the path from the write to the asynchronous access.
 //! - In shared memory, order comes from `bar`, `barrier.cluster`, `bar.warp.sync`, mbarriers and waits for asynchronous
 //!   operations. Flags in shared memory polled with volatile or atomic accesses order nothing, and shuffles and votes do not
-//!   order memory, as the ISA says. Races between threads of one block in *global* memory are not looked for.
+//!   order memory, as the ISA says. In global memory the same holds within a block; blocks are ordered by atomics behind fences.
 //! - Approximate instructions return the correctly rounded result or one within an ulp of it. Matrix products add exact
 //!   products in f32 by ascending k. Division of integers by zero gives all ones.
 //! - An instruction or modifier that is not simulated is refused when the module is loaded, never skipped.
+//!
+//! # Speed
+//! `cargo bench -p zellige-benches --bench sim_speed` simulates recorded launches with every check on and divides their
+//! thread-instructions by the processor time of the one thread that runs them, which other work on the machine does not change.
+//! On an AMD EPYC in November 2026 that gave, in millions a second: element-wise 135, reduction 276, `mma.sync` 59, `wgmma` 46,
+//! where a `wgmma` counts as one instruction of each thread.
 //!
 //! # Example
 //! ```
@@ -56,6 +62,7 @@ mod memory;
 mod options;
 mod params;
 mod parse;
+mod recording;
 mod stats;
 
 pub use decode::Kernel;
@@ -67,6 +74,7 @@ pub use memory::Memory;
 pub use options::{LaunchDims, SimOptions};
 pub use params::ParamBlock;
 pub use parse::ast::ParamDecl;
+pub use recording::{Recording, Replay};
 pub use stats::{InstReport, InstStats, Stats};
 
 /// A loaded module: decoded kernels and the initial contents of its variables.

@@ -32,10 +32,12 @@ pub struct SimOptions {
     pub check_uninit: bool,
     /// Report data races in shared memory and missing async-proxy fences.
     pub check_shared_races: bool,
-    /// Report conflicting accesses of different blocks to global memory. Runs the blocks one after another.
+    /// Report data races in global memory, between blocks and within one. Runs the blocks one after another.
     pub check_global_races: bool,
     /// Report registers touched while a `wgmma` may still use them.
     pub check_wgmma: bool,
+    /// Report lanes of one instruction that store to one place even if all store the same value, which does no harm.
+    pub check_same_stores: bool,
     /// Count bank conflicts and memory sectors.
     pub count_accesses: bool,
     /// Interleave warps at random, from this seed; `None` runs each warp until it must wait.
@@ -60,6 +62,7 @@ impl Default for SimOptions {
             check_shared_races: true,
             check_global_races: true,
             check_wgmma: true,
+            check_same_stores: false,
             count_accesses: true,
             shuffle: None,
             budget: 50_000_000,

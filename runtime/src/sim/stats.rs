@@ -44,6 +44,8 @@ pub struct Stats {
     pub bank_conflicts: u64,
     /// Times a warp reached a barrier (`bar.sync`, cluster barrier).
     pub barriers: u64,
+    /// Executions by a warp of every instruction that was executed, with its PTX line.
+    pub executed: Vec<(u32, u64)>,
     /// Executed instructions that access memory.
     pub by_instruction: Vec<InstReport>,
     /// Output of device `printf`, in execution order of the blocks.
@@ -97,6 +99,9 @@ impl Counters {
             s.sectors += c.sectors;
             s.ideal_sectors += c.ideal_sectors;
             s.bank_conflicts += c.bank_conflicts;
+            if c.warps > 0 {
+                s.executed.push((k.lines[pc], c.warps));
+            }
             if c.sectors > 0 || c.wavefronts > 0 {
                 s.by_instruction.push(InstReport {
                     line: k.lines[pc],

@@ -27,6 +27,8 @@ const EMPTY: Cell = Cell { writer: NOBODY, writer_epoch: 0, reader: NOBODY, byte
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Read,
+    /// A read through a path that does not see what the launch itself writes.
+    Constant,
     Write,
     /// Atomic or strong; these never conflict with each other.
     Atomic,
@@ -135,7 +137,10 @@ impl GlobalShadow {
         {
             found = Some(Conflict { block: c.writer, wrote: true });
         }
-        if how == Access::Read {
+        if how == Access::Constant && c.writer != NOBODY && c.bytes & mask != 0 {
+            found = Some(Conflict { block: c.writer, wrote: true });
+        }
+        if matches!(how, Access::Read | Access::Constant) {
             c.read_bytes |= mask;
             c.reader = match c.reader {
                 NOBODY => id,

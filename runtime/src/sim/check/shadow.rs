@@ -1,6 +1,7 @@
 //! The shadow of one block's shared memory: who wrote and who read each word last.
 //!
-//! Words are tracked whole until an access narrower than a word splits them into bytes. Readers are kept until a write
+//! Sixteen bytes are tracked as one until a narrower access splits them into words, and words into bytes; a store to all of them
+//! makes them one again. Readers are kept until a write
 //! replaces them, three in place and the rest in a side table, because a missing barrier before a write is the usual bug of
 //! a software pipeline.
 
@@ -30,7 +31,8 @@ const ASYNC: u8 = 2;
 const SPLIT: u8 = 4;
 const SPILL: u8 = 8;
 
-const EMPTY: Rec = Rec { epoch: 0, pc: 0, comp: NONE, lane: 0, flags: 0 };
+/// Stands for no access.
+pub const EMPTY: Rec = Rec { epoch: 0, pc: 0, comp: NONE, lane: 0, flags: 0 };
 
 impl Rec {
     /// Made through the async proxy.
@@ -48,7 +50,7 @@ struct Cell {
 const EMPTY_CELL: Cell = Cell { write: EMPTY, reads: [EMPTY; 3] };
 
 /// Who accesses now.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Who<'a> {
     pub agent: &'a Agent,
     pub lane: u8,
@@ -59,6 +61,8 @@ pub struct Who<'a> {
     pub asynchronous: bool,
     /// Atomic or volatile: does not conflict with other such accesses.
     pub strong: bool,
+    /// The last earlier write that was found to be ordered: neighbours were often written by the same operation.
+    pub last: std::cell::Cell<Rec>,
 }
 
 /// Why two accesses conflict.
@@ -83,7 +87,11 @@ pub struct Conflict {
 /// The shadow.
 #[derive(Debug, Default)]
 pub struct Shadow {
-    cells: Vec<Cell>,
+    /// One for every 16 bytes.
+    quads: Vec<Cell>,
+    /// One for every 4 bytes, valid where the quad is split.
+    words: Vec<Cell>,
+    /// Four for the words that are split.
     bytes: HashMap<u32, [Cell; 4]>,
     spilled: HashMap<u32, Vec<Rec>>,
 }
@@ -91,8 +99,10 @@ pub struct Shadow {
 impl Shadow {
     /// Forgets everything; `len` is the size in bytes.
     pub fn reset(&mut self, len: usize) {
-        self.cells.clear();
-        self.cells.resize(len.div_ceil(4), EMPTY_CELL);
+        self.quads.clear();
+        self.quads.resize(len.div_ceil(16), EMPTY_CELL);
+        // Cells are written when their quad is split.
+        self.words.resize(4 * self.quads.len(), EMPTY_CELL);
         self.bytes.clear();
         self.spilled.clear();
     }
@@ -100,18 +110,18 @@ impl Shadow {
     /// Records a read of `len` bytes and returns a conflict, if there is one.
     #[inline]
     pub fn read(&mut self, at: u32, len: u32, who: &Who<'_>) -> Option<Conflict> {
-        self.each(at, len, who, Cell::read)
+        self.each(at, len, who, false, Cell::read)
     }
 
     /// Records a write.
     #[inline]
     pub fn write(&mut self, at: u32, len: u32, who: &Who<'_>) -> Option<Conflict> {
-        self.each(at, len, who, Cell::write)
+        self.each(at, len, who, true, Cell::write)
     }
 
     /// Checks against earlier writes only and records nothing (for operations on mbarriers, which never race).
     pub fn check_write_before(&mut self, at: u32, len: u32, who: &Who<'_>) -> Option<Conflict> {
-        self.each(at, len, who, |cell, _, _, who| cell.conflict_with_write(who))
+        self.each(at, len, who, false, |cell, _, _, who| cell.conflict_with_write(who))
     }
 
     /// Turns the pending writes of an asynchronous copy into writes by `comp`.
@@ -121,36 +131,90 @@ impl Shadow {
                 (w.comp, w.epoch) = (comp, epoch);
             }
         };
-        for word in at / 4..(at + len).div_ceil(4) {
-            done(&mut self.cells[word as usize].write);
+        let mut word = at / 4;
+        let end = (at + len).div_ceil(4);
+        while word < end {
+            let quad = &mut self.quads[(word / 4) as usize];
+            if quad.write.flags & SPLIT == 0 {
+                done(&mut quad.write);
+                word = (word / 4 + 1) * 4;
+                continue;
+            }
+            done(&mut self.words[word as usize].write);
             if let Some(b) = self.bytes.get_mut(&word) {
                 b.iter_mut().for_each(|c| done(&mut c.write));
             }
+            word += 1;
         }
     }
 
+    /// Runs `f` on every cell of an access. What an access `replaces` as a whole needs no parts any more.
     #[inline(always)]
     fn each(
         &mut self,
         at: u32,
         len: u32,
         who: &Who<'_>,
+        replaces: bool,
         f: impl Fn(&mut Cell, &mut HashMap<u32, Vec<Rec>>, u32, &Who<'_>) -> Option<Conflict>,
     ) -> Option<Conflict> {
         let mut found = None;
         let end = at + len;
         let mut p = at;
         while p < end {
-            let word = p / 4;
-            let next = ((word + 1) * 4).min(end);
-            let Some(cell) = self.cells.get_mut(word as usize) else {
+            let quad = p / 16;
+            let next = ((quad + 1) * 16).min(end);
+            let Some(cell) = self.quads.get_mut(quad as usize) else {
                 return found;
             };
+            let whole = p.is_multiple_of(16) && next - p == 16;
+            if whole && cell.write.flags & SPLIT == 0 {
+                found = f(cell, &mut self.spilled, quad * 16, who).or(found);
+            } else {
+                found = self.wordwise(p, next, who, replaces, &f).or(found);
+                if whole && replaces {
+                    let quad = quad as usize;
+                    self.quads[quad] = self.words[4 * quad];
+                }
+            }
+            p = next;
+        }
+        found
+    }
+
+    /// An access inside one quad, word by word.
+    fn wordwise(
+        &mut self,
+        from: u32,
+        to: u32,
+        who: &Who<'_>,
+        replaces: bool,
+        f: &impl Fn(&mut Cell, &mut HashMap<u32, Vec<Rec>>, u32, &Who<'_>) -> Option<Conflict>,
+    ) -> Option<Conflict> {
+        let quad = from / 16;
+        let cell = &mut self.quads[quad as usize];
+        if cell.write.flags & SPLIT == 0 {
+            self.words[4 * quad as usize..][..4].fill(*cell);
+            share(&mut self.spilled, quad * 16, 4);
+            cell.write.flags |= SPLIT;
+        }
+        let mut found = None;
+        let mut p = from;
+        while p < to {
+            let word = p / 4;
+            let next = ((word + 1) * 4).min(to);
+            let cell = &mut self.words[word as usize];
             let whole = p.is_multiple_of(4) && next - p == 4;
             if whole && cell.write.flags & SPLIT == 0 {
                 found = f(cell, &mut self.spilled, word * 4, who).or(found);
             } else {
-                found = Self::bytewise(cell, &mut self.bytes, &mut self.spilled, p, next, who, &f).or(found);
+                found = Self::bytewise(cell, &mut self.bytes, &mut self.spilled, p, next, who, f).or(found);
+                if whole
+                    && replaces
+                    && let Some(four) = self.bytes.remove(&word)
+                {
+                    *cell = four[0];
+                }
             }
             p = next;
         }
@@ -169,11 +233,7 @@ impl Shadow {
         let word = from / 4;
         if cell.write.flags & SPLIT == 0 {
             bytes.insert(word, [*cell; 4]);
-            if let Some(list) = spilled.get(&(word * 4)).cloned() {
-                for k in 1..4 {
-                    spilled.insert(word * 4 + k, list.clone());
-                }
-            }
+            share(spilled, word * 4, 1);
             cell.write.flags |= SPLIT;
         }
         let mut found = None;
@@ -183,6 +243,15 @@ impl Shadow {
             }
         }
         found
+    }
+}
+
+/// Gives each of four parts, `step` bytes apart, the readers of the whole.
+fn share(spilled: &mut HashMap<u32, Vec<Rec>>, key: u32, step: u32) {
+    if let Some(list) = spilled.get(&key).cloned() {
+        for k in 1..4 {
+            spilled.insert(key + k * step, list.clone());
+        }
     }
 }
 
@@ -222,7 +291,14 @@ impl Who<'_> {
 impl Cell {
     #[inline(always)]
     fn conflict_with_write(&self, who: &Who<'_>) -> Option<Conflict> {
-        who.check(&self.write, true).map(|why| Conflict { why, earlier: self.write, earlier_wrote: true })
+        if self.write.comp == NONE || self.write == who.last.get() {
+            return None;
+        }
+        let why = who.check(&self.write, true);
+        if why.is_none() {
+            who.last.set(self.write);
+        }
+        why.map(|why| Conflict { why, earlier: self.write, earlier_wrote: true })
     }
 
     #[inline(always)]
@@ -298,7 +374,7 @@ mod tests {
     use super::*;
 
     fn who(agent: &Agent, lane: u8) -> Who<'_> {
-        Who { agent, lane, pc: 0, recorded_as: None, asynchronous: false, strong: false }
+        Who { agent, lane, pc: 0, recorded_as: None, asynchronous: false, strong: false, last: EMPTY.into() }
     }
 
     fn shadow() -> Shadow {
@@ -341,6 +417,21 @@ mod tests {
         assert_eq!(s.write(0, 2, &who(&a, 0)), None);
         assert_eq!(s.write(2, 2, &who(&b, 0)), None);
         assert!(s.read(0, 4, &who(&b, 0)).is_some(), "the whole word includes a's half");
+    }
+
+    #[test]
+    fn parts_become_one_again() {
+        let (mut a, mut s) = (Agent::new(0), shadow());
+        for at in [0, 6, 8] {
+            assert_eq!(s.write(at, 2, &who(&a, 0)), None);
+        }
+        assert_eq!(s.write(0, 16, &who(&a, 0)), None);
+        assert_eq!((s.quads[0].write.flags & SPLIT, s.bytes.len()), (0, 0));
+        // Who reads a part reads what was written to the whole.
+        assert!(s.read(12, 2, &who(&Agent::new(1), 0)).is_some());
+        a.warp_sync();
+        assert_eq!(s.write(12, 4, &who(&a, 7)).map(|c| c.earlier_wrote), Some(false), "the other warp reads there");
+        assert_eq!(s.write(0, 4, &who(&a, 7)), None, "and not here");
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Builder<'_> {
             wide,
             a64: addr.a64,
             strong: ["relaxed", "acquire", "release", "volatile"].iter().any(|m| i.has(m)),
+            constant: load && i.has("nc"),
         };
         let op = match (load, space, addr.param) {
             (true, Space::Param, true) => Op::LdParam(mem),

@@ -77,7 +77,7 @@ pub struct Kernel {
     pub required_cluster: Option<[u32; 3]>,
     /// Uses atomics on global memory, whose order between blocks can show in the result.
     pub global_atomics: bool,
-    /// 32-bit slots each instruction reads and writes; empty unless the kernel has `wgmma`.
+    /// 32-bit slots of `wgmma` operands that every other instruction reads and writes; empty unless the kernel has `wgmma`.
     pub touched: Vec<(Vec<u32>, Vec<u32>)>,
 }
 

@@ -4,7 +4,7 @@
 //! per thread (lanes write only their own part of a slot, so divergence needs no special care), then a linear scan over
 //! instruction order (Poletto and Sarkar, "Linear Scan Register Allocation", 1999) assigns slots.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::op::{Class, Inst, Op};
 use super::roles::{Role, visit};
@@ -139,16 +139,28 @@ pub fn compact(
     *count = next;
 }
 
-/// The 32-bit slots each instruction reads and writes, if any is a `wgmma`.
+/// The 32-bit slots of `wgmma` operands that every other instruction reads and writes, if there is a `wgmma`.
 pub fn touched(code: &mut [Inst], pool: &mut [u32]) -> Vec<(Vec<u32>, Vec<u32>)> {
-    if !code.iter().any(|i| matches!(i.op, Op::Wgmma(_))) {
+    let is_wgmma = |i: &Inst| matches!(i.op, Op::Wgmma(_));
+    let mut operands = HashSet::new();
+    for i in code.iter_mut().filter(|i| is_wgmma(i)) {
+        visit(i, pool, &mut |slot, class, _| {
+            if class == Class::W32 {
+                operands.insert(*slot);
+            }
+        });
+    }
+    if operands.is_empty() {
         return Vec::new();
     }
     code.iter_mut()
         .map(|i| {
             let (mut uses, mut defs) = (Vec::new(), Vec::new());
+            if is_wgmma(i) {
+                return (uses, defs);
+            }
             visit(i, pool, &mut |slot, class, role| {
-                if class == Class::W32 {
+                if class == Class::W32 && operands.contains(slot) {
                     if role != Role::Def {
                         uses.push(*slot);
                     }

@@ -269,6 +269,8 @@ pub struct MemOp {
     pub a64: bool,
     /// Volatile, relaxed, acquire or release: does not race with other strong accesses.
     pub strong: bool,
+    /// Through the read-only path (`.nc`): the kernel must not write what it reads so.
+    pub constant: bool,
 }
 
 /// Atomic operations.

@@ -2,7 +2,7 @@
 
 use super::state::{Cluster, Warp};
 use crate::sim::check::global::Access;
-use crate::sim::check::shadow::{Conflict, Who};
+use crate::sim::check::shadow::{Conflict, EMPTY, Who};
 use crate::sim::decode::SHARED_BASE;
 use crate::sim::decode::op::Space;
 use crate::sim::fault::FaultKind;
@@ -17,11 +17,15 @@ pub struct How {
     pub agent: Option<(u16, u32)>,
     /// Through the async proxy.
     pub asynchronous: bool,
+    /// A store of what is already there.
+    pub same: bool,
+    /// Through the read-only path, which other accesses of the same kernel may not be visible to.
+    pub constant: bool,
 }
 
 impl How {
     /// An ordinary access.
-    pub const PLAIN: How = How { strong: false, agent: None, asynchronous: false };
+    pub const PLAIN: How = How { strong: false, agent: None, asynchronous: false, same: false, constant: false };
 }
 
 /// A place in some block's shared memory: block index in the cluster, byte index from [`SHARED_BASE`].
@@ -163,8 +167,16 @@ impl Cluster<'_> {
             self.uninitialised(warp, lane, address, bytes, name);
         }
         if races {
-            let how = if how.strong { Access::Atomic } else { Access::Read };
-            self.global_race(warp, lane, address, (at, bytes, len), how);
+            let kind = match how {
+                How { strong: true, .. } => Access::Atomic,
+                How { constant: true, .. } => Access::Constant,
+                _ => Access::Read,
+            };
+            self.global_race(warp, lane, address, (at, bytes, len), kind);
+            // What the kernel writes it must not read through this path at all, in whatever order.
+            if !how.constant {
+                self.race_within_block(warp, lane, address, (at, bytes), false, how);
+            }
         }
         v
     }
@@ -175,11 +187,13 @@ impl Cluster<'_> {
         let Some((a, at)) = self.global_place(warp, lane, address, bytes) else {
             return;
         };
+        let same = races && a.load(at, bytes) == value & mask(bytes);
         a.store(at, bytes, value);
         let len = a.len;
         if races {
-            let how = if how.strong { Access::Atomic } else { Access::Write };
-            self.global_race(warp, lane, address, (at, bytes, len), how);
+            let kind = if how.strong { Access::Atomic } else { Access::Write };
+            self.global_race(warp, lane, address, (at, bytes, len), kind);
+            self.race_within_block(warp, lane, address, (at, bytes), true, How { same, ..how });
         }
     }
 
@@ -212,13 +226,56 @@ impl Cluster<'_> {
         };
         let name = self.buffer_name(address);
         self.fault(warp, lane, FaultKind::GlobalRace, Some((address, name)), || {
+            if how == Access::Constant {
+                return format!("read through ld.global.nc of memory that block {} wrote in the same launch", c.block);
+            }
             format!(
                 "{} of global memory that block {} {} in the same launch: nothing orders the two",
-                if how == Access::Read { "read" } else { "write" },
+                if matches!(how, Access::Read | Access::Constant) { "read" } else { "write" },
                 c.block,
                 if c.wrote { "wrote" } else { "read" },
             )
         });
+    }
+
+    /// Checks a global access against those of the other threads of its block.
+    #[inline]
+    pub fn race_within_block(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        address: u64,
+        (at, bytes): (u64, u32),
+        write: bool,
+        how: How,
+    ) {
+        let who = Who {
+            agent: &warp.agent,
+            lane: lane as u8,
+            pc: warp.pc,
+            recorded_as: None,
+            asynchronous: false,
+            strong: how.strong,
+            last: EMPTY.into(),
+        };
+        let shadow = &mut self.blocks[warp.block].global;
+        let region = addr::region(address) as usize;
+        let found = if write { shadow.write(region, at, bytes, &who) } else { shadow.read(region, at, bytes, &who) };
+        if let Some(c) = found
+            && !(how.same && self.same_instruction(warp, c))
+        {
+            let name = self.buffer_name(address);
+            self.conflict(warp, lane, FaultKind::GlobalRace, (address, name), write, c);
+        }
+    }
+
+    /// The earlier access was a write by the instruction that now writes: lanes that store the same value leave that value,
+    /// whichever is last.
+    fn same_instruction(&self, warp: &Warp, c: Conflict) -> bool {
+        !self.env.options.check_same_stores
+            && c.earlier_wrote
+            && c.earlier.pc == warp.pc
+            && (c.earlier.comp, c.earlier.epoch) == (warp.agent.id, warp.agent.epoch)
     }
 
     #[cold]
@@ -297,6 +354,7 @@ impl Cluster<'_> {
             recorded_as: how.agent,
             asynchronous: how.asynchronous,
             strong: how.strong,
+            last: EMPTY.into(),
         };
         let shadow = &mut self.blocks[p.block].shadow;
         if write { shadow.write(p.at, bytes, &who) } else { shadow.read(p.at, bytes, &who) }
@@ -308,6 +366,7 @@ impl Cluster<'_> {
         if self.env.options.check_uninit && !self.blocks[p.block].is_written(p.at, bytes) {
             self.uninitialised(warp, lane, address, bytes, "shared memory".into());
         }
+        self.visit(warp, lane, p.block, how.agent.unwrap_or((warp.agent.id, warp.agent.epoch)));
         if let Some(c) = self.check_shared(warp, lane, p, bytes, false, how) {
             self.shared_conflict(warp, lane, address, false, c);
         }
@@ -325,12 +384,9 @@ impl Cluster<'_> {
         (bytes, value): (u32, u128),
         how: How,
     ) {
+        self.visit(warp, lane, p.block, how.agent.unwrap_or((warp.agent.id, warp.agent.epoch)));
         if let Some(c) = self.check_shared(warp, lane, p, bytes, true, how) {
-            // Lanes of one instruction that store the same value leave that value, whichever is last.
-            let same = c.earlier_wrote
-                && c.earlier.pc == warp.pc
-                && (c.earlier.comp, c.earlier.epoch) == (warp.agent.id, warp.agent.epoch)
-                && self.blocks[p.block].peek(p.at, bytes) == value & mask(bytes);
+            let same = self.same_instruction(warp, c) && self.blocks[p.block].peek(p.at, bytes) == value & mask(bytes);
             if !same {
                 self.shared_conflict(warp, lane, address, true, c);
             }

@@ -33,7 +33,7 @@ impl Cluster<'_> {
                 let b = read(warp, pool[list + k], l);
                 let new = if op == AtomOp::Cas { read(warp, pool[list + 1], l) } else { 0 };
                 let address = addrs[l] + k as u64 * u64::from(bytes);
-                let old = self.atomic_one(warp, l, space, address, (op, ty, sem), (b, new));
+                let old = self.atomic_one(warp, l, space, address, (op, ty, sem), (b, new, ret));
                 if ret {
                     let slot = pool[i.e as usize + k] as usize;
                     if wide {
@@ -54,7 +54,7 @@ impl Cluster<'_> {
         space: Space,
         address: u64,
         (op, ty, sem): (AtomOp, AtomTy, AtomSem),
-        (b, new): (u64, u64),
+        (b, new, ret): (u64, u64, bool),
     ) -> u64 {
         let bytes = u32::from(ty.bytes());
         let (space, address) = if space == Space::Generic { Self::resolve(address) } else { (space, address) };
@@ -63,12 +63,19 @@ impl Cluster<'_> {
                 let Some(p) = self.shared_place(warp, lane, space, address, bytes) else {
                     return 0;
                 };
-                if self.env.options.check_uninit && !self.blocks[p.block].is_written(p.at, bytes) {
+                let word = (p.at / 4) as usize;
+                let before = self.blocks[p.block].written[word];
+                // A store of a few bits, in two steps: what surrounds them may be unwritten, and stays so.
+                let changed = if ret { None } else { changed_bytes(op, bytes, b) };
+                if changed.is_none() && self.env.options.check_uninit && !self.blocks[p.block].is_written(p.at, bytes) {
                     self.uninitialised(warp, lane, address, bytes, "shared memory".into());
                 }
                 let old = self.blocks[p.block].peek(p.at, bytes) as u64;
                 let value = combine(op, ty, old, b, new);
                 self.store_shared(warp, lane, p, address, (bytes, u128::from(value)), STRONG);
+                if let Some(bits) = changed {
+                    self.blocks[p.block].written[word] = before | bits;
+                }
                 old
             }
             _ => {
@@ -85,6 +92,7 @@ impl Cluster<'_> {
                 }
                 if self.global.is_some() {
                     self.global_race(warp, lane, address, (at, bytes, len), Access::Atomic);
+                    self.race_within_block(warp, lane, address, (at, bytes), true, STRONG);
                     if let Some(g) = &mut self.global {
                         g.atomic(address, sem.release);
                     }
@@ -92,5 +100,27 @@ impl Cluster<'_> {
                 old
             }
         }
+    }
+}
+
+/// The bytes of a word, as bits, that an `and` or `or` with `b` may change; `None` for what computes with all of its bits.
+fn changed_bytes(op: AtomOp, bytes: u32, b: u64) -> Option<u8> {
+    let neutral = match op {
+        AtomOp::And if bytes == 4 => 0xFF,
+        AtomOp::Or if bytes == 4 => 0,
+        _ => return None,
+    };
+    Some((0..4).filter(|k| (b >> (8 * k)) as u8 != neutral).fold(0, |bits, k| bits | 1 << k))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_leave_bytes_alone() {
+        assert_eq!(changed_bytes(AtomOp::And, 4, 0xFFFF_0FFF), Some(0b0010));
+        assert_eq!(changed_bytes(AtomOp::Or, 4, 0x0100_0000), Some(0b1000));
+        assert_eq!(changed_bytes(AtomOp::Add, 4, 1), None);
     }
 }

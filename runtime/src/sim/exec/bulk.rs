@@ -166,7 +166,9 @@ impl Cluster<'_> {
     /// The mbarrier at the same offset in another block's shared memory.
     fn barrier_in(&mut self, warp: &Warp, lane: usize, block: usize, barrier: u64) -> Option<SharedAt> {
         let address = (barrier & 0xFF_FFFF) | (block as u64) << addr::RANK_SHIFT;
-        self.live_mbar(warp, lane, Space::SharedCluster, address)
+        let p = self.live_mbar(warp, lane, Space::SharedCluster, address)?;
+        self.need_seen(warp, lane, p);
+        Some(p)
     }
 
     /// Accesses that complete on this mbarrier in its current phase.
@@ -262,6 +264,7 @@ impl Cluster<'_> {
         let Some(bar) = self.live_mbar(warp, lane, Space::SharedCluster, o.barrier) else {
             return;
         };
+        self.need_seen(warp, lane, bar);
         let how = self.completing(bar);
         for k in (0..o.size).step_by(16) {
             let from = o.shared + u64::from(k);

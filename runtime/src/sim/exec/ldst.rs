@@ -9,7 +9,7 @@ impl Cluster<'_> {
     pub fn load(&mut self, warp: &mut Warp, i: &Inst, m: MemOp, active: u32) {
         let addrs = warp.regs.addresses(i.a, m.a64, i.imm);
         let bytes = u32::from(m.elem) * u32::from(m.n);
-        let how = How { strong: m.strong, ..How::PLAIN };
+        let how = How { strong: m.strong, constant: m.constant, ..How::PLAIN };
         let mut data = [0u128; 32];
         for l in lanes(active) {
             data[l] = self.load_one(warp, l, m.space, addrs[l], bytes, how);

@@ -5,7 +5,7 @@ use super::barrier::Pass;
 use super::regs::lanes;
 use super::state::{Cluster, SplitState, WaitOn, Warp};
 use crate::sim::check::clock::Knowledge;
-use crate::sim::check::shadow::Who;
+use crate::sim::check::shadow::{EMPTY, Who};
 use crate::sim::decode::op::{Inst, MbarOp, Space};
 use crate::sim::fault::FaultKind;
 
@@ -24,6 +24,8 @@ pub struct Mbarrier {
     pub phase: u32,
     /// Clock component of the asynchronous copies that complete here; their epoch is the phase they belong to, plus one.
     pub component: u16,
+    /// Warp and lane that initialised it, until a fence shows the initialisation to the async proxy.
+    unseen: Option<(usize, u32, u32)>,
     gathering: Knowledge,
     done: Knowledge,
 }
@@ -95,10 +97,59 @@ impl Cluster<'_> {
                 tx: 0,
                 phase: 0,
                 component,
+                unseen: Some((warp.block, warp.index, l as u32)),
                 gathering: Knowledge::default(),
                 done: Knowledge::default(),
             };
             self.blocks[p.block].mbarriers.insert(p.at, fresh);
+        }
+    }
+
+    /// Notes an access to the shared memory of `block` by a lane, in a component's epoch.
+    #[inline]
+    pub fn visit(&mut self, warp: &Warp, lane: usize, block: usize, (component, epoch): (u16, u32)) {
+        if block != warp.block && self.env.options.check_shared_races {
+            self.blocks[block].visits.insert((component, lane as u8), (epoch, warp.pc));
+        }
+    }
+
+    /// Faults if the last warp of a block exits while nothing orders another block's access to its shared memory before that.
+    pub fn visits_at_exit(&mut self, warp: &Warp) {
+        let block = &self.blocks[warp.block];
+        let own = || self.warps.iter().filter(|w| w.block == warp.block && w.agent.id != warp.agent.id).chain([warp]);
+        let open = block.visits.iter().filter(|((component, lane), (epoch, _))| {
+            !own().any(|w| w.agent.ordered(*lane, *component, *lane, *epoch))
+        });
+        let Some(pc) = open.map(|(_, (_, pc))| *pc).min() else { return };
+        let line = self.env.kernel.lines[pc as usize];
+        self.fault(warp, 0, FaultKind::PendingAtExit, None, || {
+            format!("the block exits while another block of the cluster may still access its shared memory at PTX line {line}")
+        });
+    }
+
+    /// A fence after which the async proxy sees the mbarriers that these lanes have initialised.
+    pub fn show_mbarriers(&mut self, warp: &Warp, active: u32) {
+        for m in self.blocks[warp.block].mbarriers.values_mut() {
+            if m.unseen.is_some_and(|(b, w, l)| b == warp.block && w == warp.index && active >> l & 1 != 0) {
+                m.unseen = None;
+            }
+        }
+    }
+
+    /// Faults if asynchronous copies may not see that the mbarrier they complete on has been initialised.
+    pub fn need_seen(&mut self, warp: &Warp, lane: usize, p: SharedAt) {
+        if self.blocks[p.block].mbarriers.get(&p.at).is_some_and(|m| m.unseen.is_some()) {
+            self.fault(
+                warp,
+                lane,
+                FaultKind::MissingProxyFence,
+                Some((u64::from(p.at), "shared memory".into())),
+                || {
+                    "nothing shows the initialisation of the mbarrier to the async proxy: fence.mbarrier_init or \
+                 fence.proxy.async must follow it"
+                        .into()
+                },
+            );
         }
     }
 
@@ -128,6 +179,7 @@ impl Cluster<'_> {
                 recorded_as: None,
                 asynchronous: false,
                 strong: true,
+                last: EMPTY.into(),
             };
             if let Some(c) = self.blocks[p.block].shadow.check_write_before(p.at, 8, &who) {
                 self.shared_conflict(warp, lane, address, false, c);
@@ -175,12 +227,15 @@ impl Cluster<'_> {
         let addrs = warp.regs.addresses(i.a, op.a64, i.imm);
         let whole = active == warp.alive;
         let mut released: Option<Knowledge> = None;
+        // An arrival belongs to the epoch that it releases.
+        let epoch = warp.agent.epoch;
         for l in lanes(active) {
             let Some(p) = self.live_mbar(warp, l, op.space, addrs[l]) else {
                 continue;
             };
             let count = warp.regs.w32[i.b as usize][l];
             let tx = i64::from(warp.regs.w32[i.c as usize][l]);
+            self.visit(warp, l, p.block, (warp.agent.id, epoch));
             let m = &self.blocks[p.block].mbarriers[&p.at];
             let state = u64::from(m.phase) | u64::from(m.pending) << 32;
             if op.arrive && !op.relaxed {

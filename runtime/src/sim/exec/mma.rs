@@ -70,6 +70,41 @@ pub fn multiply(a: &[f32], b: &[f32], d: &mut [f32], (m, n, k): (usize, usize, u
     }
 }
 
+/// `d += a b` for eight columns of a warp's accumulators, held in the four `slots`; `a` has 16 rows, `b` is stored by k. f32 sums
+/// by ascending k, from zero unless `keep`.
+pub fn multiply_eight(warp: &mut Warp, slots: &[u32], a: &[f32], b: &[f32], keep: bool, active: u32) {
+    let k = b.len() / 8;
+    let mut d = [[0f32; 8]; 16];
+    if keep {
+        for (v, &slot) in slots.iter().enumerate() {
+            for (l, bits) in warp.regs.w32[slot as usize].iter().enumerate() {
+                let (r, c) = acc_place(l, 0, v);
+                d[r][c] = f32::from_bits(*bits);
+            }
+        }
+    }
+    // Four rows at a time stay in registers for the whole of k.
+    for (rows, out) in a.chunks_exact(4 * k).zip(d.chunks_exact_mut(4)) {
+        let mut sum = [out[0], out[1], out[2], out[3]];
+        for (kk, bs) in b.chunks_exact(8).enumerate() {
+            for (i, s) in sum.iter_mut().enumerate() {
+                let x = rows[i * k + kk];
+                for (s, y) in s.iter_mut().zip(bs) {
+                    *s += x * y;
+                }
+            }
+        }
+        out.copy_from_slice(&sum);
+    }
+    for (v, &slot) in slots.iter().enumerate() {
+        let bits = std::array::from_fn(|l| {
+            let (r, c) = acc_place(l, 0, v);
+            canonical(d[r][c])
+        });
+        warp.regs.put(slot, &bits, active);
+    }
+}
+
 /// As [`multiply`] for integers held in f32; wraps at 32 bits.
 pub fn multiply_int(a: &[f32], b: &[f32], d: &mut [i32], (m, n, k): (usize, usize, usize)) {
     for r in 0..m {

@@ -57,20 +57,34 @@ impl Cluster<'_> {
     /// A conflict in shared memory.
     #[cold]
     pub fn shared_conflict(&mut self, warp: &Warp, lane: usize, address: u64, write: bool, c: Conflict) {
+        self.conflict(warp, lane, FaultKind::SharedRace, (address, "shared memory".into()), write, c);
+    }
+
+    /// A conflict with an earlier access in the same memory; `unordered` is the kind of fault if nothing orders the two.
+    #[cold]
+    pub fn conflict(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        unordered: FaultKind,
+        (address, memory): (u64, String),
+        write: bool,
+        c: Conflict,
+    ) {
         let k = self.env.kernel;
         let e = c.earlier;
         let line = k.lines.get(e.pc as usize).copied().unwrap_or(0);
         let opcode = k.opcodes.get(e.pc as usize).cloned().unwrap_or_default();
         let source = k.sources.get(e.pc as usize).cloned().flatten();
         let (kind, rule) = match c.why {
-            Why::Unordered => (FaultKind::SharedRace, "nothing orders the two"),
+            Why::Unordered => (unordered, "nothing orders the two"),
             Why::Pending => (FaultKind::AsyncCopyPending, "the asynchronous copy has not been waited for"),
             Why::Proxy => {
                 (FaultKind::MissingProxyFence, "no fence.proxy.async makes the write visible to the async proxy")
             }
         };
         let warps = self.warps.len();
-        self.fault(warp, lane, kind, Some((address, "shared memory".into())), || {
+        self.fault(warp, lane, kind, Some((address, memory.clone())), || {
             let by = if c.why == Why::Pending {
                 format!("a copy of warp {}", e.epoch)
             } else if (e.comp as usize) < warps {
@@ -80,7 +94,7 @@ impl Cluster<'_> {
             };
             let from = source.map_or_else(String::new, |s| format!(", from {s}"));
             format!(
-                "{} of shared memory that {by} {} at PTX line {line} ({opcode}{from}): {rule}",
+                "{} of {memory} that {by} {} at PTX line {line} ({opcode}{from}): {rule}",
                 if write { "write" } else { "read" },
                 if c.earlier_wrote { "wrote" } else { "read" },
             )

@@ -146,6 +146,9 @@ impl Cluster<'_> {
         warp.alive &= !exiting;
         if warp.alive == 0 {
             self.blocks[warp.block].live_warps -= 1;
+            if self.blocks[warp.block].live_warps == 0 {
+                self.visits_at_exit(warp);
+            }
             self.recheck_barriers(warp, me);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::regs::Regs;
 use super::state::{Block, Cluster, ClusterBarrier, Env, Named, Warp};
+use super::wgmma::WgmmaState;
 use crate::sim::check::clock::Agent;
 use crate::sim::check::global::GlobalShadow;
 use crate::sim::decode::op::Class;
@@ -58,9 +59,11 @@ impl<'a> Cluster<'a> {
             b.written.clear();
             b.written.resize(bytes.div_ceil(4), 0);
             b.shadow.reset(if checked { bytes } else { 0 });
+            b.global.reset();
             b.named = vec![Named::default(); 16];
             b.mbarriers.clear();
             b.tiles.clear();
+            b.visits.clear();
             b.live_warps = warps_per_block as u32;
             b.first_warp = rank * warps_per_block;
             b.warp_count = warps_per_block;
@@ -95,6 +98,9 @@ impl<'a> Cluster<'a> {
                 Class::W32 => warp.regs.w32[s.slot as usize] = values.map(|v| v as u32),
                 Class::W64 => warp.regs.w64[s.slot as usize] = values,
             }
+        }
+        if !k.touched.is_empty() {
+            warp.wgmma = WgmmaState::new(k.slots[1] as usize);
         }
         warp.local = vec![0xAA; 32 * k.local_bytes as usize];
         warp.local_written = vec![false; 32 * k.local_bytes as usize];

@@ -9,6 +9,7 @@ use super::wgmma::{TileCache, WgmmaState};
 use crate::sim::check::clock::{Agent, Knowledge};
 use crate::sim::check::global::GlobalShadow;
 use crate::sim::check::shadow::Shadow;
+use crate::sim::check::within::BlockGlobal;
 use crate::sim::decode::Kernel;
 use crate::sim::decode::op::BoolOp;
 use crate::sim::fault::FaultLog;
@@ -229,10 +230,15 @@ pub struct Block {
     /// One bit per byte, four bytes per entry.
     pub written: Vec<u8>,
     pub shadow: Shadow,
+    /// The block's accesses to global memory.
+    pub global: BlockGlobal,
     pub named: Vec<Named>,
     pub mbarriers: HashMap<u32, Mbarrier>,
     pub tiles: TileCache,
     pub live_warps: u32,
+    /// What other blocks of the cluster did to its shared memory: component and lane, with the last epoch and instruction. The
+    /// block must not exit before.
+    pub visits: HashMap<(u16, u8), (u32, u32)>,
     /// Its warps in the cluster's list.
     pub first_warp: usize,
     pub warp_count: usize,

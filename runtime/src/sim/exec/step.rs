@@ -58,7 +58,10 @@ impl Cluster<'_> {
             }
             warp.pc = pc;
             if has_wgmma {
-                self.check_wgmma_registers(warp, pc);
+                let (uses, defs) = &k.touched[pc as usize];
+                if !(uses.is_empty() && defs.is_empty()) {
+                    self.check_wgmma_registers(warp, uses, defs);
+                }
             }
             match i.op {
                 Op::Int(op, ty) => int::exec(&mut warp.regs, i, active, op, ty),
@@ -211,7 +214,8 @@ impl Cluster<'_> {
                 return paused(self.bar(warp, me, split, i, active, At::Reduce { op, aligned }));
             }
             Op::Fence(kind) => match kind {
-                FenceKind::Block | FenceKind::MbarrierInit => {}
+                FenceKind::Block => {}
+                FenceKind::MbarrierInit => self.show_mbarriers(warp, active),
                 FenceKind::Device => {
                     let block = self.blocks[warp.block].linear;
                     if let Some(g) = &mut self.global {
@@ -219,7 +223,10 @@ impl Cluster<'_> {
                         g.fence();
                     }
                 }
-                FenceKind::ProxyAsync => warp.agent.proxy_fence(active, whole),
+                FenceKind::ProxyAsync => {
+                    warp.agent.proxy_fence(active, whole);
+                    self.show_mbarriers(warp, active);
+                }
             },
             Op::CpAsync { bytes, sized, ignore, a64 } => self.cp_async(warp, i, active, (bytes, sized, ignore, a64)),
             Op::CpAsyncCommit => self.cp_async_commit(warp, active),

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::access::{How, SharedAt};
-use super::mma::{accumulate, decode, read_acc, transpose, unpack_rows, write_acc};
+use super::access::How;
+use super::mma::{accumulate, decode, multiply_eight, read_acc, unpack_rows, write_acc};
 use super::state::{Block, Cluster, Warp};
 use crate::sim::check::clock::Knowledge;
+use crate::sim::check::shadow::{EMPTY, Who};
 use crate::sim::decode::SHARED_BASE;
-use crate::sim::decode::op::{Inst, MatTy, Op, WgmmaOp};
+use crate::sim::decode::op::{AccTy, Inst, MatTy, WgmmaOp};
 use crate::sim::decode::roles::wgmma_acc_regs;
 use crate::sim::fault::FaultKind;
 
@@ -37,12 +38,9 @@ pub struct WgmmaState {
 }
 
 impl WgmmaState {
-    fn grow(&mut self, slots: usize) {
-        if self.busy.len() < slots {
-            self.busy.resize(slots, IDLE);
-            // Before the first fence every register counts as written.
-            self.dirty.resize(slots, true);
-        }
+    /// For a kernel with this many 32-bit slots. Before the first fence every register counts as written.
+    pub fn new(slots: usize) -> WgmmaState {
+        WgmmaState { busy: vec![IDLE; slots], dirty: vec![true; slots], ..WgmmaState::default() }
     }
 
     fn outstanding(&self) -> bool {
@@ -117,14 +115,10 @@ pub fn swizzle(address: u32, atom: u32) -> u32 {
 }
 
 impl Cluster<'_> {
-    /// Faults on registers that an unfinished `wgmma` uses; called before every instruction of kernels that have one.
-    pub fn check_wgmma_registers(&mut self, warp: &mut Warp, pc: u32) {
-        let k = self.env.kernel;
-        let (uses, defs) = &k.touched[pc as usize];
-        let n = k.slots[1] as usize;
-        warp.wgmma.grow(n);
-        let is_wgmma = matches!(k.code[pc as usize].op, Op::Wgmma(_));
-        if warp.wgmma.outstanding() && !is_wgmma {
+    /// Faults on registers that an unfinished `wgmma` uses; called before every other instruction that reads (`uses`) or
+    /// writes (`defs`) operands of one.
+    pub fn check_wgmma_registers(&mut self, warp: &mut Warp, uses: &[u32], defs: &[u32]) {
+        if warp.wgmma.outstanding() {
             let read = uses.iter().find(|s| warp.wgmma.busy[**s as usize] == ACCUMULATOR);
             let written = defs.iter().find(|s| warp.wgmma.busy[**s as usize] != IDLE);
             let what = match (read, written) {
@@ -141,10 +135,8 @@ impl Cluster<'_> {
                 });
             }
         }
-        if !is_wgmma {
-            for s in defs {
-                warp.wgmma.dirty[*s as usize] = true;
-            }
+        for s in defs {
+            warp.wgmma.dirty[*s as usize] = true;
         }
     }
 
@@ -202,34 +194,44 @@ impl Cluster<'_> {
                 return;
             };
             let rows = Tile { d, from: 16 * quarter, rows: 16, k: k as u32, ty: op.a, trans: op.trans_a };
-            if !self.touch(warp, &rows, how, None) {
+            if !self.in_bounds(warp, &rows) {
                 return;
             }
+            self.touch(warp, &rows, how, None);
             rows.read(&self.blocks[warp.block].shared)
         };
         let Some(d) = self.descriptor(warp, b_slot) else {
             return;
         };
         let tile = Tile { d, from: 0, rows: n as u32, k: k as u32, ty: op.b, trans: op.trans_b };
+        let b = match self.blocks[warp.block].tiles.find(&tile) {
+            Some(b) => b,
+            None if self.in_bounds(warp, &tile) => self.blocks[warp.block].operand_tile(&tile),
+            None => return,
+        };
         // All four warps read B; for the race check each answers for a quarter of it.
-        if !self.touch(warp, &tile, how, Some(quarter)) {
-            return;
-        }
-        let b = self.blocks[warp.block].operand_tile(&tile);
+        self.touch(warp, &tile, how, Some(quarter));
         // Negating one factor or the other gives the same products.
         if op.negate_a != op.negate_b {
             a.iter_mut().for_each(|v| *v = -*v);
         }
         let keep = warp.regs.p[scale_slot as usize] & active != 0;
-        let mut values = if keep { read_acc(warp, d_slots, n, op.acc) } else { vec![0; 16 * n] };
-        accumulate(&a, &b, &mut values, op.acc, (16, n, k));
-        write_acc(warp, d_slots, n, op.acc, &values, active);
+        match op.acc {
+            AccTy::F32 => {
+                for (j, slots) in d_slots.chunks_exact(4).enumerate() {
+                    multiply_eight(warp, slots, &a, &b[8 * k * j..8 * k * (j + 1)], keep, active);
+                }
+            }
+            AccTy::S32 | AccTy::F16 => {
+                let mut values = if keep { read_acc(warp, d_slots, n, op.acc) } else { vec![0; 16 * n] };
+                accumulate(&a, &by_rows(&b, n, k), &mut values, op.acc, (16, n, k));
+                write_acc(warp, d_slots, n, op.acc, &values, active);
+            }
+        }
     }
 
     /// Checks and marks the registers a `wgmma` takes.
     fn note_registers(&mut self, warp: &mut Warp, acc: &[u32], a: &[u32]) {
-        let slots = self.env.kernel.slots[1] as usize;
-        warp.wgmma.grow(slots);
         let dirty = acc.iter().chain(a).any(|s| warp.wgmma.dirty[*s as usize]);
         if dirty || !warp.wgmma.fenced {
             self.fault(warp, 0, FaultKind::WgmmaHazard, None, || {
@@ -267,27 +269,57 @@ impl Cluster<'_> {
         }
     }
 
-    /// Checks the reads of a tile; `share` restricts the race check to a quarter of its rows. False if it leaves memory.
-    fn touch(&mut self, warp: &Warp, t: &Tile, how: How, share: Option<u32>) -> bool {
+    /// Faults if a tile leaves shared memory.
+    fn in_bounds(&mut self, warp: &Warp, t: &Tile) -> bool {
         let total = self.env.shared_bytes;
-        let checked = self.env.options.check_shared_races || self.env.options.check_uninit;
-        let (highest, lowest) = t.chunks().fold((0, u32::MAX), |(h, l), (_, _, at)| (h.max(at), l.min(at)));
-        if lowest < SHARED_BASE || highest + 16 > SHARED_BASE + total {
+        let (mut highest, mut lowest) = (0, u32::MAX);
+        t.chunks(None, |_, _, at| (highest, lowest) = (highest.max(at), lowest.min(at)));
+        let inside = lowest >= SHARED_BASE && highest + 16 <= SHARED_BASE + total;
+        if !inside {
             let bad = if lowest < SHARED_BASE { lowest } else { highest };
             self.fault(warp, 0, FaultKind::OutOfBounds, Some((u64::from(bad), "shared memory".into())), || {
                 format!("matrix descriptor leads to offset {bad:#x}, shared memory ends at {:#x}", SHARED_BASE + total)
             });
-            return false;
         }
-        if checked {
-            for (row, _, at) in t.chunks().filter(|(row, ..)| share.is_none_or(|s| (row / 8) % 4 == s)) {
-                debug_assert!(row < t.rows);
-                let p = SharedAt { block: warp.block, at: at - SHARED_BASE };
-                self.load_shared(warp, 0, p, u64::from(at), 16, how);
+        inside
+    }
+
+    /// Checks the reads of a tile that is in bounds; `share` restricts it to a quarter of the rows.
+    fn touch(&mut self, warp: &Warp, t: &Tile, how: How, share: Option<u32>) {
+        let (races, uninit) = (self.env.options.check_shared_races, self.env.options.check_uninit);
+        let who = Who {
+            agent: &warp.agent,
+            lane: 0,
+            pc: warp.pc,
+            recorded_as: how.agent,
+            asynchronous: how.asynchronous,
+            strong: how.strong,
+            last: EMPTY.into(),
+        };
+        let mut bad = Vec::new();
+        let block = &mut self.blocks[warp.block];
+        t.chunks(share, |_, _, at| {
+            let place = at - SHARED_BASE;
+            let unwritten = uninit && !block.is_written(place, 16);
+            let conflict = if races { block.shadow.read(place, 16, &who) } else { None };
+            if unwritten || conflict.is_some() {
+                bad.push((at, unwritten, conflict));
+            }
+        });
+        for (at, unwritten, conflict) in bad {
+            if unwritten {
+                self.uninitialised(warp, 0, u64::from(at), 16, "shared memory".into());
+            }
+            if let Some(c) = conflict {
+                self.shared_conflict(warp, 0, u64::from(at), false, c);
             }
         }
-        true
     }
+}
+
+/// An operand from its panels of eight columns to rows of `n`.
+fn by_rows(panels: &[f32], n: usize, k: usize) -> Vec<f32> {
+    (0..k * n).map(|i| (i / n, i % n)).map(|(row, col)| panels[8 * k * (col / 8) + 8 * row + col % 8]).collect()
 }
 
 /// Rows `from .. from + rows` of an operand in shared memory, `k` columns each.
@@ -302,36 +334,62 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// The 16-byte chunks: row and column (from 0) of their first element, and their offset in shared memory.
-    fn chunks(&self) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
-        let t = *self;
-        let size = t.ty.bits() / 8;
-        let per = 16 / size;
-        // The contiguous dimension is k, or the rows of a transposed operand.
-        let (outer, inner) = if t.trans { (t.k, t.rows) } else { (t.rows, t.k) };
-        (0..outer).flat_map(move |o| (0..inner).step_by(per as usize).map(move |c| (o, c))).map(move |(o, c)| {
-            let (row, k) = if t.trans { (c, o) } else { (o, c) };
-            (row, k, t.d.place(t.from + row, k, size, t.trans))
-        })
-    }
-
-    /// The values, row by row. All chunks are known to be in bounds.
-    fn read(&self, shared: &[u8]) -> Vec<f32> {
-        let per = 16 / (self.ty.bits() / 8) as usize;
-        let mut out = vec![0f32; (self.rows * self.k) as usize];
-        let mut chunk = [0f32; 16];
-        for (row, k, at) in self.chunks() {
-            let from = (at - SHARED_BASE) as usize;
-            decode(&shared[from..from + 16], self.ty, &mut chunk[..per]);
-            let first = (row * self.k + k) as usize;
-            if self.trans {
-                for (e, v) in chunk[..per.min((self.rows - row) as usize)].iter().enumerate() {
-                    out[first + e * self.k as usize] = *v;
+    /// Calls `f` for every 16-byte chunk, or those of a quarter of the rows, by eights: row and column (from 0) of the first
+    /// element, and the offset in shared memory.
+    #[inline(always)]
+    fn chunks(&self, share: Option<u32>, mut f: impl FnMut(u32, u32, u32)) {
+        let size = self.ty.bits() / 8;
+        let per = 16 / size as usize;
+        let wanted = |row: u32| share.is_none_or(|s| (row / 8) % 4 == s);
+        if self.trans {
+            // The contiguous dimension is that of the rows.
+            for k in 0..self.k {
+                for row in (0..self.rows).step_by(per).filter(|row| wanted(*row)) {
+                    f(row, k, self.d.place(self.from + row, k, size, true));
                 }
-            } else {
-                out[first..first + per].copy_from_slice(&chunk[..per]);
+            }
+        } else {
+            for row in (0..self.rows).filter(|row| wanted(*row)) {
+                for k in (0..self.k).step_by(per) {
+                    f(row, k, self.d.place(self.from + row, k, size, false));
+                }
             }
         }
+    }
+
+    /// Calls `f` with row, column and value of every element. All chunks are known to be in bounds.
+    #[inline(always)]
+    fn elements(&self, shared: &[u8], mut f: impl FnMut(usize, usize, f32)) {
+        let per = 16 / (self.ty.bits() / 8) as usize;
+        let mut chunk = [0f32; 16];
+        self.chunks(None, |row, k, at| {
+            let from = (at - SHARED_BASE) as usize;
+            decode(&shared[from..from + 16], self.ty, &mut chunk[..per]);
+            let (row, k) = (row as usize, k as usize);
+            for (e, v) in chunk[..per].iter().enumerate() {
+                if self.trans {
+                    if row + e < self.rows as usize {
+                        f(row + e, k, *v);
+                    }
+                } else {
+                    f(row, k + e, *v);
+                }
+            }
+        });
+    }
+
+    /// The values, row by row.
+    fn read(&self, shared: &[u8]) -> Vec<f32> {
+        let mut out = vec![0f32; (self.rows * self.k) as usize];
+        self.elements(shared, |row, k, v| out[row * self.k as usize + k] = v);
+        out
+    }
+
+    /// The values in panels of eight rows, each stored by k.
+    fn panels(&self, shared: &[u8]) -> Vec<f32> {
+        let depth = self.k as usize;
+        let mut out = vec![0f32; self.rows as usize * depth];
+        self.elements(shared, |row, k, v| out[8 * depth * (row / 8) + 8 * k + row % 8] = v);
         out
     }
 }
@@ -353,15 +411,17 @@ impl TileCache {
             self.tiles.clear();
         }
     }
+
+    /// A tile, if it is here.
+    fn find(&self, t: &Tile) -> Option<Arc<Vec<f32>>> {
+        self.tiles.iter().find(|(k, _)| k == t).map(|(_, v)| Arc::clone(v))
+    }
 }
 
 impl Block {
-    /// An operand tile stored by k, rows of `rows` values.
+    /// Reads an operand tile and keeps it, in panels of eight rows.
     fn operand_tile(&mut self, t: &Tile) -> Arc<Vec<f32>> {
-        if let Some((_, v)) = self.tiles.tiles.iter().find(|(k, _)| k == t) {
-            return Arc::clone(v);
-        }
-        let v = Arc::new(transpose(&t.read(&self.shared), t.rows as usize, t.k as usize));
+        let v = Arc::new(t.panels(&self.shared));
         if self.tiles.tiles.len() == CACHED_TILES {
             self.tiles.tiles.pop_front();
         }

@@ -161,9 +161,14 @@ impl Memory {
         Memory::default()
     }
 
+    /// Where the allocation number `index` of any memory lies.
+    pub(crate) fn base(index: usize) -> u64 {
+        (addr::FIRST_REGION + index as u64) << addr::REGION_SHIFT
+    }
+
     /// Allocates `bytes`, aligned to 256; the contents count as never written. `name` appears in fault reports.
     pub fn alloc(&mut self, name: &str, bytes: usize) -> u64 {
-        let base = (addr::FIRST_REGION + self.allocations.len() as u64) << addr::REGION_SHIFT;
+        let base = Memory::base(self.allocations.len());
         self.allocations.push(Allocation::new(name, base, bytes as u64));
         base
     }

@@ -1,0 +1,153 @@
+//! The simulated GPU's checks, put to the test: every barrier, fence, wait, count and predicate of a kernel that matters is
+//! missed when it is not there. What may be missing is on the list beside this file, with the reason.
+//!
+//! The whole library: `cargo test --release -p zellige-tests --test mutation -- --ignored --nocapture`, in about ten minutes;
+//! `ZELLIGE_MUTANTS=gemm,norm` limits it to kernels with these words in their names.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use zellige::TuneValue;
+use zellige_codegen::ptx::Arch;
+use zellige_kernels::library::{Case, LibraryKernel, Scale, all, find};
+use zellige_tests::mutation::{Excuses, Subject, Survivor, Verdict, judge, subjects};
+
+/// Why the survivors survive.
+const LIST: &str = include_str!("mutation_survivors.txt");
+
+/// Mutants of one text that are judged every day; more are thinned out evenly.
+const DAILY: usize = 60;
+
+/// What happened to the mutants of some texts.
+#[derive(Default)]
+struct Outcome {
+    /// Mutants by verdict.
+    tally: BTreeMap<String, usize>,
+    /// Mutants that were flagged or noticed, by what was done.
+    seen: BTreeMap<String, usize>,
+    survivors: Vec<Survivor>,
+}
+
+impl Outcome {
+    /// Judges at most `most` mutants of a text.
+    fn add(&mut self, subject: &Subject, most: usize) {
+        let mutations = subject.mutations();
+        let step = mutations.len().div_ceil(most).max(1);
+        for m in mutations.iter().step_by(step) {
+            let verdict = judge(subject, m).unwrap_or_else(|e| panic!("{} for {}: {e}", subject.kernel, subject.arch));
+            *self.tally.entry(format!("{verdict:?}")).or_default() += 1;
+            match verdict {
+                Verdict::Flagged(_) | Verdict::Noticed => *self.seen.entry(m.what.clone()).or_default() += 1,
+                Verdict::Idle => {}
+                Verdict::Survives => self.survivors.push(Survivor {
+                    kernel: subject.kernel,
+                    what: m.what.clone(),
+                    place: format!("{} line {}, {}, {}", subject.arch, m.line, m.place, subject.cases.join("; ")),
+                }),
+            }
+        }
+    }
+
+    fn check(&self) {
+        let left = Excuses::read(LIST).unexplained(&self.survivors);
+        assert!(left.is_empty(), "{} survivors without an excuse:\n{}", left.len(), left.join("\n"));
+    }
+}
+
+/// The small problems of a kernel whose names begin so.
+fn cases(kernel: &dyn LibraryKernel, prefix: &str) -> Vec<Case> {
+    kernel.cases(Scale::Small).into_iter().filter(|c| c.name.starts_with(prefix)).collect()
+}
+
+/// A tile of `gemm` that makes a small problem deep: the ring of copies goes round, and a block has several tiles.
+const DEEP: [(&str, i64); 5] = [("bm", 64), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 128)];
+
+/// The same for two warpgroups and a cluster of two blocks.
+const CLUSTER: [(&str, i64); 5] = [("bm", 128), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 256)];
+
+fn settings(of: &[(&str, i64)]) -> Vec<(String, TuneValue)> {
+    of.iter().map(|(name, n)| ((*name).to_owned(), TuneValue::Int(*n))).collect()
+}
+
+/// A pipelined product on either kind of unit, attention, a reduction, a cast through shared memory, a sort.
+#[test]
+fn the_simulator_misses_what_is_missing() {
+    let chosen: [(&str, &str, &[(&str, i64)], Arch); 9] = [
+        ("gemm", "m=65 n=72 k=40 bf16->bf16 nn", &[("bk", 16), ("stages", 2)], Arch::Sm80),
+        ("gemm", "m=136 n=264", &DEEP, Arch::Sm90a),
+        ("gemm", "m=136 n=264", &CLUSTER, Arch::Sm90a),
+        ("flash_attention", "", &[], Arch::Sm80),
+        ("flash_attention", "", &[], Arch::Sm90a),
+        ("rmsnorm", "", &[], Arch::Sm90a),
+        ("per_channel_cast_and_transpose", "", &[], Arch::Sm90a),
+        ("sampling_topk", "", &[], Arch::Sm90a),
+        ("token_order", "", &[], Arch::Sm90a),
+    ];
+    let mut outcome = Outcome::default();
+    for (name, prefix, changes, arch) in chosen {
+        let kernel = find(name).unwrap_or_else(|| panic!("no kernel `{name}`"));
+        let found = subjects(kernel, cases(kernel, prefix), &settings(changes), arch).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!found.is_empty(), "`{name}` has no problem `{prefix}`");
+        for subject in found.iter().take(2) {
+            outcome.add(subject, DAILY);
+        }
+    }
+    println!("{:?}", outcome.tally);
+    outcome.check();
+    // Each detector has had its chance.
+    let seen = |what: &str| outcome.seen.keys().any(|k| k.starts_with(what));
+    for what in [
+        "drop bar.sync",
+        "drop cp.async.wait_group",
+        "wait for one group less in cp.async.wait_group",
+        "drop guard of st.global",
+        "drop mbarrier.init",
+        "drop mbarrier.try_wait",
+        "drop mbarrier.arrive",
+        "expect nothing in mbarrier.arrive.expect_tx",
+        "drop fence.mbarrier_init",
+        "drop fence.proxy.async",
+        "drop wgmma.fence",
+        "drop wgmma.wait_group",
+        "drop barrier.cluster",
+    ] {
+        assert!(seen(what), "no mutant `{what}` was flagged: {:?}", outcome.seen);
+    }
+}
+
+#[test]
+#[ignore = "takes ten minutes"]
+fn the_whole_library() {
+    let words = std::env::var("ZELLIGE_MUTANTS").unwrap_or_default();
+    let wanted = |name: &str| words.split(',').any(|word| name.contains(word));
+    let queue: Mutex<Vec<_>> = Mutex::new(all().iter().filter(|k| wanted(k.info().name)).collect());
+    let outcome = Mutex::new(Outcome::default());
+    let work = || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(kernel) = next else { break };
+            let mut own = Outcome::default();
+            let mut variants = vec![(Arch::Sm80, vec![], ""), (Arch::Sm90a, vec![], "")];
+            if kernel.info().name == "gemm" {
+                variants.extend([&DEEP, &CLUSTER].map(|s| (Arch::Sm90a, settings(s), "m=136")));
+            }
+            for (arch, changes, prefix) in variants {
+                let found = subjects(*kernel, cases(*kernel, prefix), &changes, arch).unwrap_or_else(|e| panic!("{e}"));
+                found.iter().for_each(|s| own.add(s, usize::MAX));
+            }
+            println!("{}: {:?}", kernel.info().name, own.tally);
+            for s in &own.survivors {
+                println!("  survives: {} | {} | {}", s.kernel, s.what, s.place);
+            }
+            let mut all = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            own.tally.into_iter().for_each(|(k, n)| *all.tally.entry(k).or_default() += n);
+            all.survivors.extend(own.survivors);
+        }
+    };
+    std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(work))));
+    let outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("all: {:?}", outcome.tally);
+    for (reason, n) in Excuses::read(LIST).by_reason(&outcome.survivors) {
+        println!("{n:6} {reason}");
+    }
+    outcome.check();
+}
