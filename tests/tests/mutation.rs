@@ -64,14 +64,17 @@ const DEEP: [(&str, i64); 5] = [("bm", 64), ("bn", 64), ("bk", 32), ("stages", 2
 /// The same for two warpgroups and a cluster of two blocks.
 const CLUSTER: [(&str, i64); 5] = [("bm", 128), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 256)];
 
-fn settings(of: &[(&str, i64)]) -> Vec<(String, TuneValue)> {
+/// Changes to a kernel's config.
+type Settings = &'static [(&'static str, i64)];
+
+fn settings(of: Settings) -> Vec<(String, TuneValue)> {
     of.iter().map(|(name, n)| ((*name).to_owned(), TuneValue::Int(*n))).collect()
 }
 
 /// A pipelined product on either kind of unit, attention, a reduction, a cast through shared memory, a sort.
 #[test]
 fn the_simulator_misses_what_is_missing() {
-    let chosen: [(&str, &str, &[(&str, i64)], Arch); 9] = [
+    let chosen: [(&str, &str, Settings, Arch); 9] = [
         ("gemm", "m=65 n=72 k=40 bf16->bf16 nn", &[("bk", 16), ("stages", 2)], Arch::Sm80),
         ("gemm", "m=136 n=264", &DEEP, Arch::Sm90a),
         ("gemm", "m=136 n=264", &CLUSTER, Arch::Sm90a),
