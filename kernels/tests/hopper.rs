@@ -156,3 +156,51 @@ fn attention_with_wide_heads_splits_columns() {
         }
     }
 }
+
+/// Runs a problem of scaled products, which must go through 8-bit `wgmma`; returns what the compiler says.
+fn check_scaled(kernel: &str, name: &str, settings: &[(&str, TuneValue)]) -> Vec<String> {
+    let problem = problem_of(kernel, name, settings);
+    let found = ptx(&problem, Arch::Sm90a);
+    assert!(found.ptx.contains("k32.f32.e4m3.e4m3"), "{kernel} {name}: {:?}", found.explain);
+    let outcome = run(&problem, &Device::sim().stream(), 0).unwrap_or_else(|e| panic!("{kernel} {name}: {e}"));
+    assert!(outcome.pass(), "{kernel} {name} {settings:?}: {:?}", outcome.comparisons);
+    found.explain
+}
+
+#[test]
+fn eight_bit_products_are_promoted_between_iterations() {
+    // A block of scale factors for all columns of a tile, one for each column, factors by column, ragged extents.
+    let dense = ["m=1 n=136", "m=33 n=72 k=160 f8e4m3xf8e4m3", "m=19 n=64", "m=17 n=72"];
+    for name in dense {
+        for settings in [tile(64, 64, 2, 128), tile(128, 64, 3, 256), tile(64, 128, 2, 256)] {
+            let explain = check_scaled("block_scaled_gemm", name, &settings);
+            assert!(explain.iter().any(|e| e.contains("blocks of the grid in turn")), "{explain:?}");
+        }
+    }
+    for (kernel, name) in [
+        ("grouped_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3"),
+        ("grouped_gemm", "rows=[7,40]"),
+        ("masked_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3"),
+        ("masked_gemm", "rows=[7,40]"),
+    ] {
+        check_scaled(kernel, name, &tile(64, 64, 2, 128));
+        check_scaled(kernel, name, &tile(128, 64, 2, 256));
+    }
+}
+
+#[test]
+fn blocks_in_conditionals_share_tiles_if_they_run_alike() {
+    // Neighbours along the columns have the same rows, so the same group, or none.
+    let explain = check_scaled("grouped_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3", &tile(128, 64, 2, 256));
+    assert!(explain.iter().any(|e| e.contains("of 2 blocks along axis 0")), "{explain:?}");
+    assert!(explain.iter().any(|e| e.contains("goes through boxes")), "{explain:?}");
+}
+
+#[test]
+fn sums_of_eight_bit_products_over_iterations_stay_off_these_units() {
+    // Groups of 128 in tiles of 64: a product of a part of a tile.
+    let problem = problem_of("block_scaled_gemm", "m=5 n=64 k=128 f8e4m3xf4e2m1", &[]);
+    let kernel = ptx(&problem, Arch::Sm90a);
+    assert!(!kernel.ptx.contains("wgmma"));
+    assert!(kernel.explain.iter().any(|e| e.contains("hopper")), "{:?}", kernel.explain);
+}

@@ -189,7 +189,12 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
                 Layout::Masked { .. } => vec![192, 3, 0, 100, 150, 192, 20, 77],
                 Layout::Dense | Layout::Contiguous => vec![1024, 900, 1100, 0, 517],
             };
+            let many = match layout {
+                Layout::Masked { .. } => vec![20; 6],
+                Layout::Dense | Layout::Contiguous => vec![8192; 4],
+            };
             vec![
+                case(many, 4096, 7168, fp8, default_config(fp8)),
                 case(rows(), 4096, 4096, bf16, default_config(bf16)),
                 case(rows(), 4096, 4096, fp8, default_config(fp8)),
                 case(rows(), 6144, 7168, mxfp4, default_config(mxfp4)),

@@ -79,11 +79,15 @@ impl Emitter<'_> {
             SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a, trans_b } => {
                 let regs: Vec<String> = acc.iter().map(|v| self.names.var(self.k, *v)).collect();
                 let (a, b, scale_d) = (self.reg(*a), self.reg(*b), self.reg(*scale_d));
+                // Only 16-bit operands may be transposed; the others have no such immediates.
+                let majors = match ty.bits() {
+                    16 => format!(", {}, {}", u8::from(*trans_a), u8::from(*trans_b)),
+                    _ => String::new(),
+                };
                 self.line(&format!(
-                    "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ty}.{ty} {{{}}}, {a}, {b}, {scale_d}, 1, 1, {}, {};",
-                    regs.join(", "),
-                    u8::from(*trans_a),
-                    u8::from(*trans_b)
+                    "wgmma.mma_async.sync.aligned.m64n{n}k{}.f32.{ty}.{ty} {{{}}}, {a}, {b}, {scale_d}, 1, 1{majors};",
+                    ty.k(),
+                    regs.join(", ")
                 ));
             }
             SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, trans_b } => {

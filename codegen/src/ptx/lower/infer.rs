@@ -159,6 +159,13 @@ impl Infer<'_> {
                 self.assign(operand, Rc::new(Dist::new(layout)), "fixed", p.op);
             }
         }
+        for s in &plan.stores {
+            if self.is_free(s.src) {
+                let p = &plan.products[s.product];
+                let layout = p.layout().map_err(|e| self.error(s.op, "no layout for what tensor copies store", e))?;
+                self.assign(s.src, Rc::new(Dist::new(layout)), "fixed", s.op);
+            }
+        }
         let products: Vec<Op> = plan.products.iter().map(|p| p.op).collect();
         self.ops.retain(|op| !products.contains(op));
         Ok(())

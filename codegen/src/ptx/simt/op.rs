@@ -209,8 +209,23 @@ impl MmaKind {
 }
 
 named! {
-    /// 16-bit operand types of a warpgroup's matrix product.
-    WgmmaTy { BF16 = "bf16", F16 = "f16" }
+    /// Operand types of a warpgroup's matrix product.
+    WgmmaTy { BF16 = "bf16", F16 = "f16", E4M3 = "e4m3", E5M2 = "e5m2" }
+}
+
+impl WgmmaTy {
+    /// Bits of an element.
+    pub const fn bits(self) -> usize {
+        match self {
+            WgmmaTy::BF16 | WgmmaTy::F16 => 16,
+            WgmmaTy::E4M3 | WgmmaTy::E5M2 => 8,
+        }
+    }
+
+    /// Inner extent of an instruction: 32 bytes.
+    pub const fn k(self) -> usize {
+        256 / self.bits()
+    }
 }
 
 named! {

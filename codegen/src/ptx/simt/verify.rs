@@ -289,7 +289,10 @@ impl Verifier<'_> {
                 self.want(*map, Ty::B64)?;
                 coords.iter().try_for_each(|c| self.want(*c, Ty::B32))
             }
-            SimtOp::Wgmma { acc, n, a, b, scale_d, .. } => {
+            SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a, trans_b } => {
+                if ty.bits() != 16 && (*trans_a || *trans_b) {
+                    return Err(format!("{ty} operands are not transposed"));
+                }
                 self.want(*a, Ty::B64)?;
                 self.want(*b, Ty::B64)?;
                 self.want(*scale_d, Ty::Pred)?;
@@ -297,7 +300,10 @@ impl Verifier<'_> {
                 let floats = acc.iter().all(|v| self.k.vars[*v] == Ty::F32);
                 if fits && floats { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
             }
-            SimtOp::WgmmaRegs { acc, n, a, b, scale_d, .. } => {
+            SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, .. } => {
+                if ty.bits() != 16 {
+                    return Err(format!("{ty} operands come from shared memory"));
+                }
                 self.want(*b, Ty::B64)?;
                 self.want(*scale_d, Ty::Pred)?;
                 let fits = *n % 8 == 0 && (8..=256).contains(n) && acc.len() == *n as usize / 2 && a.len() == 4;

@@ -17,10 +17,7 @@ impl Finder<'_> {
     /// the blocks of a cluster, and the axis.
     pub(super) fn share(&self, loads: &mut [Load], products: &[Product], stores: &[Store]) -> (usize, usize) {
         let func = self.func;
-        // Under a condition, one block might wait for a part that its neighbour never fetches.
-        if self.path.len() > 1 {
-            return (1, 0);
-        }
+        let conditions = self.conditions();
         let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return (1, 0) };
         let facts = Facts::of(func);
         let tall = products.iter().all(|p| p.shape[0] >= TALL_TILE);
@@ -28,8 +25,10 @@ impl Finder<'_> {
         for (axis, (&id, &extent)) in func.block_ids.iter().zip(&func.grid).enumerate().take(2) {
             let divides = facts.known(func, extent).is_some_and(|n| n > 0 && n % CLUSTER as i64 == 0);
             // Otherwise the last block lies outside of the grid.
-            let harmless = divides || (axis == 1 && tall && self.touches_only(stores));
-            if !harmless || extents.iter().any(|&e| self.depends(e, id)) {
+            let harmless = divides || (axis == 1 && tall && self.touches_only(loads, stores));
+            // Otherwise one block might wait for a part that its neighbour never fetches.
+            let alike = !extents.iter().chain(&conditions).any(|&v| self.depends(v, id));
+            if !harmless || !alike {
                 continue;
             }
             let bytes: usize = loads.iter().filter(|l| self.is_common(l, id)).map(Load::bytes).sum();
@@ -49,6 +48,28 @@ impl Finder<'_> {
         (CLUSTER, axis)
     }
 
+    /// What the loop's running depends on.
+    fn conditions(&self) -> Vec<Value> {
+        let func = self.func;
+        let outside = self.path.iter().flat_map(|&r| &func.regions[r].ops);
+        outside
+            .filter_map(|&op| match &func.ops[op].kind {
+                OpKind::If { cond, then_body, else_body }
+                    if self.path.contains(then_body) || self.path.contains(else_body) =>
+                {
+                    Some(*cond)
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// True if the loop's length is not the same for all blocks.
+    pub(super) fn length_varies(&self) -> bool {
+        let OpKind::For { extents, .. } = &self.func.ops[self.loop_op].kind else { return true };
+        self.func.block_ids.iter().any(|&id| extents.iter().any(|&e| self.depends(e, id)))
+    }
+
     /// True if blocks that differ in `id` alone load the same tile, and it can be divided among them.
     fn is_common(&self, l: &Load, id: Value) -> bool {
         let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
@@ -56,12 +77,13 @@ impl Finder<'_> {
         divides && !src.offsets.iter().any(|&v| self.depends(v, id))
     }
 
-    /// True if outside of the loop the kernel touches tensors in nothing but these stores, which leave out what lies outside.
-    fn touches_only(&self, stores: &[Store]) -> bool {
+    /// True if the kernel touches tensors in nothing but these loads and stores, which leave out what lies outside.
+    fn touches_only(&self, loads: &[Load], stores: &[Store]) -> bool {
         let func = self.func;
         let mut only = true;
-        for &op in &func.regions[func.body].ops {
-            if op == self.loop_op || stores.iter().any(|s| s.op == op) {
+        let outside = func.regions[func.body].ops.iter().filter(|&&op| op != self.loop_op);
+        for &op in outside.chain(&func.regions[self.region].ops) {
+            if loads.iter().any(|l| l.op == op) || stores.iter().any(|s| s.op == op) {
                 continue;
             }
             let mut see = |kind: &OpKind| {

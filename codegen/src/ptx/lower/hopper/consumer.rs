@@ -115,12 +115,17 @@ impl Lowerer<'_> {
     /// One lane of each warp gives the slot of the previous iteration back to each block that fills it, if there was one.
     fn release(&mut self, role: &HopperRole, exists: Val) {
         let previous = self.b.get(role.previous);
-        let addr = self.barrier_at(&role.rings, 0, previous, true);
-        let cluster = role.rings.plan.cluster;
-        let (lane, count) = (self.b.special(Special::LaneId), self.b.c32(cluster as i64));
+        self.free_slot(&role.rings, 0, previous, Some(exists));
+    }
+
+    /// One lane of each warp tells each block that fills a slot that the warp is done with it.
+    pub(super) fn free_slot(&mut self, rings: &Rings, ring: usize, slot: Val, guard: Option<Val>) {
+        let addr = self.barrier_at(rings, ring, slot, true);
+        let fillers = rings.plan.fillers(ring);
+        let (lane, count) = (self.b.special(Special::LaneId), self.b.c32(fillers as i64));
         let some = self.b.setp(Cmp::Lt, Num::S32, lane, count);
-        let guard = self.b.and_guard(Some(some), Some(exists));
-        if cluster > 1 {
+        let guard = self.b.and_guard(Some(some), guard);
+        if fillers > 1 {
             self.b.push(SimtOp::MbarArriveAt { addr, rank: lane, guard });
         } else {
             self.b.push(SimtOp::MbarArrive { addr, guard });
@@ -159,21 +164,22 @@ impl Lowerer<'_> {
         let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot_of(p.b), column, column_bytes);
         let (blocks_m, blocks_n) = (m / (64 * gm), n / (p.inst_n * gn));
         let yes = self.b.pred(true);
-        for step in 0..k / 16 {
+        let deep = p.ty.k();
+        for step in 0..k / deep {
             for im in 0..blocks_m {
                 for jn in 0..blocks_n {
-                    let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, 16 * step));
+                    let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, deep * step));
                     let from = (im * blocks_n + jn) * p.inst_n / 2;
                     let (acc, ty, n) = (acc[from..from + p.inst_n / 2].to_vec(), p.ty, p.inst_n as u32);
                     let scale_d = if step == 0 && p.clear.is_some() { later } else { yes };
                     let trans_b = p.operand_b.major == Major::Mn;
                     let op = match &a {
                         First::Tile(d, operand) => {
-                            let a = self.at(d, operand.start_bytes(64 * gm * im, 16 * step));
+                            let a = self.at(d, operand.start_bytes(64 * gm * im, deep * step));
                             SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a: operand.major == Major::Mn, trans_b }
                         }
                         First::Registers(vars) => {
-                            let first = (im * (k / 16) + step) * REGISTERS_OF_A;
+                            let first = (im * (k / deep) + step) * REGISTERS_OF_A;
                             let a = vars[first..first + REGISTERS_OF_A].to_vec();
                             SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, trans_b }
                         }

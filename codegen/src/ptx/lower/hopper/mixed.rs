@@ -1,9 +1,10 @@
 //! Plans for loops that work on their products between them, as attention does: products of shared tiles into fragments,
 //! anything on those fragments, products whose first operand is one of them.
 //!
-//! Each tile has a ring of its own, so that a tile goes back when its own products are done. Operands that the loop never
-//! changes are filled once before it. If the last op of an iteration is a product, it is started during the next iteration
-//! instead, after that one's first products: the work between products then runs beside it.
+//! Tiles of the same products share a ring, others have rings of their own, so that a tile goes back when its own products are
+//! done. Operands that the loop never changes are filled once before it. If the last op of an iteration is a product, it is
+//! started during the next iteration instead, after that one's first products: the work between products then runs beside
+//! it.
 
 use super::super::infer::is_whole;
 use super::plan::{
@@ -38,9 +39,10 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     let consumers = func.threads / WARPGROUP;
     let finder = Finder { func, loop_op: *loop_op, region: *region, path: path.clone(), consumers };
     let mut rings = Vec::new();
-    let loads = finder.all_loads(*stages, &mut rings)?;
+    let mut loads = finder.all_loads(*stages, &mut rings)?;
     let products = finder.all_products(&loads)?;
     finder.check_work(&loads)?;
+    merge_rings(&mut loads, &mut rings, &products);
     let need: usize = loads.iter().map(|l| l.slot_bytes() * rings[l.ring].stages).sum();
     let have = target.arch.max_shared_bytes() as usize - 1024;
     if need > have {
@@ -61,8 +63,33 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if need + staging_limit(consumers) <= have {
         finder.all_stores(finder.home(), None, &plan.products, &mut plan.stores);
     }
-    plan.mixed = Some(Mixed { carried: finder.carried(&plan) });
+    let carried = finder.carried(&plan);
+    // Blocks that are equally long need no counter, and can share their tiles. Where a product is left to the next iteration
+    // the work between products is long: neighbours would wait for each other.
+    let dealt = carried.is_some() || finder.length_varies();
+    if !dealt {
+        (plan.cluster, plan.cluster_axis) = finder.share(&mut plan.loads, &plan.products, &plan.stores);
+    }
+    plan.mixed = Some(Mixed { carried, dealt });
     Ok(plan)
+}
+
+/// Gives tiles that the same products read one ring.
+fn merge_rings(loads: &mut [Load], rings: &mut Vec<Ring>, products: &[Product]) {
+    let readers = |load: usize| -> Vec<usize> {
+        (0..products.len()).filter(|&p| products[p].loads().any(|l| l == load)).collect()
+    };
+    let separate = std::mem::take(rings);
+    let mut merged: Vec<(bool, Vec<usize>)> = Vec::new();
+    for load in 0..loads.len() {
+        let ring = separate[loads[load].ring];
+        let key = (ring.once, readers(load));
+        loads[load].ring = merged.iter().position(|k| *k == key).unwrap_or_else(|| {
+            merged.push(key);
+            rings.push(ring);
+            rings.len() - 1
+        });
+    }
 }
 
 /// The pipelined loops with products that stand in nothing but conditionals.
@@ -149,6 +176,10 @@ impl Finder<'_> {
                 .product(op, [a, b, acc], loads, Split::Rows)
                 .map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
             product.clear = product.clear.filter(|&fill| self.starts_anew(product.acc, fill));
+            if product.ty.bits() == 8 && product.clear.is_none() {
+                let ty = product.ty;
+                return refuse(format!("the gemm at {at}: its accumulator takes products of {ty} from all iterations"));
+            }
             if products.iter().any(|p| p.acc == product.acc) {
                 return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
             }
@@ -223,7 +254,9 @@ impl Finder<'_> {
         for &op in &ops[after..] {
             match &func.ops[op].kind {
                 OpKind::Copy { src, dst, .. } => {
-                    let Some(product) = products.iter().position(|p| p.acc == src.buffer) else { continue };
+                    let own = products.iter().position(|p| p.acc == src.buffer);
+                    let like = || products.iter().position(|p| self.lies_like(src.buffer, p));
+                    let Some(product) = own.or_else(like) else { continue };
                     let inside = conditional.map_or(1, |c| {
                         let mut uses = 0;
                         func.ops[c].kind.for_each_region(&mut |r| uses += self.uses(r, dst.buffer));
@@ -231,7 +264,7 @@ impl Finder<'_> {
                     });
                     let apart = self.uses(region, dst.buffer) == 1 && self.uses(func.body, dst.buffer) == inside;
                     if is_whole(func, src) && apart {
-                        stores.extend(self.store(op, product, &products[product], dst));
+                        stores.extend(self.store(op, src.buffer, product, &products[product], dst));
                     }
                 }
                 OpKind::If { then_body, else_body, .. } if conditional.is_none() => {
@@ -242,6 +275,22 @@ impl Finder<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// True for a fragment that the work between products combines with an accumulator of its shape element by element.
+    fn lies_like(&self, fragment: Buffer, p: &Product) -> bool {
+        let func = self.func;
+        let (data, acc) = (&func.buffers[fragment], &func.buffers[p.acc]);
+        let alike = data.scope == Scope::Fragment
+            && data.dtype == acc.dtype
+            && data.static_shape().is_some_and(|s| Some(s) == acc.static_shape());
+        alike
+            && func.regions[self.region].ops.iter().any(|&op| match &func.ops[op].kind {
+                OpKind::For { kind: LoopKind::Parallel, body, .. } => {
+                    self.uses(*body, fragment) > 0 && self.uses(*body, p.acc) > 0
+                }
+                _ => false,
+            })
     }
 
     /// The product that may be left to the next iteration: the last op, into an accumulator of its own, from tiles of its own.

@@ -101,7 +101,7 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
             slots.push(slot);
         }
     }
-    if plan.mixed.is_some() {
+    if plan.is_dealt() {
         slots.push(ParamSlot::Counter { name: "blocks".into() });
     }
     slots
@@ -165,8 +165,9 @@ impl Lowerer<'_> {
             let [gm, gn] = p.warpgroups;
             let at = self.span(p.op);
             self.explain.push(format!(
-                "hopper: the gemm at {at}, {m} x {n} x {k}, by instructions of 64 x {} x 16 in {gm} x {gn} warpgroups{}{}{}",
+                "hopper: the gemm at {at}, {m} x {n} x {k}, by instructions of 64 x {} x {} in {gm} x {gn} warpgroups{}{}{}",
                 p.inst_n,
+                p.ty.k(),
                 if p.copies > 1 { ", each alike" } else { "" },
                 if matches!(p.a, plan::OperandA::Registers(_)) { "; its first operand stays in registers" } else { "" },
                 if p.clear.is_some() { "; the first one clears the accumulator" } else { "" }
@@ -198,8 +199,7 @@ impl Lowerer<'_> {
                 plan.cluster, plan.cluster_axis
             ));
         }
-        let order =
-            if plan.mixed.is_some() { "whichever block of the grid is next" } else { "blocks of the grid in turn" };
+        let order = if plan.is_dealt() { "whichever block of the grid is next" } else { "blocks of the grid in turn" };
         self.explain.push(format!("hopper: persistent: a block takes {order}"));
     }
 
@@ -226,13 +226,13 @@ impl Lowerer<'_> {
             at.push(Position { slot, parity, stages: ring.stages, first });
             first += 2 * ring.stages;
         }
-        if plan.mixed.is_some() {
+        if plan.is_dealt() {
             let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
             at.push(Position { slot, parity, stages: deal::SLOTS, first });
             first += 2 * deal::SLOTS;
         }
         // Numbers of blocks on their way between roles stand behind the barriers.
-        let bytes = MBARRIER * first + if plan.mixed.is_some() { deal::BYTES } else { 0 };
+        let bytes = MBARRIER * first + if plan.is_dealt() { deal::BYTES } else { 0 };
         let barriers = self.b.new_obj(shared("barriers of the rings".into(), bytes, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
         Rings { plan: plan.clone(), tiles, barriers, staging, at }
@@ -242,13 +242,16 @@ impl Lowerer<'_> {
     fn init_barriers(&mut self, rings: &Rings) {
         let first = self.first_thread();
         let base = self.b.shared_addr(rings.barriers);
-        // A slot is filled from all blocks of the cluster, so all of them must be done with it.
-        let warps = (rings.plan.cluster * rings.plan.consumers * WARPGROUP / WARP) as u32;
+        let warps = (rings.plan.consumers * WARPGROUP / WARP) as u32;
         let (then_body, ()) = self.b.in_block(false, |b| {
-            for (ring, s) in rings.at.iter().flat_map(|r| (0..r.stages).map(move |s| (r, s))) {
-                for (at, count) in [(ring.first + s, 1), (ring.first + ring.stages + s, warps)] {
-                    let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
-                    b.push(SimtOp::MbarInit { addr, count });
+            for (number, ring) in rings.at.iter().enumerate() {
+                // All blocks that fill a slot must have been told that all who read it are done.
+                let readers = warps * rings.plan.fillers(number) as u32;
+                for s in 0..ring.stages {
+                    for (at, count) in [(ring.first + s, 1), (ring.first + ring.stages + s, readers)] {
+                        let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
+                        b.push(SimtOp::MbarInit { addr, count });
+                    }
                 }
             }
             b.push(SimtOp::MbarFence {});
@@ -313,7 +316,7 @@ impl Lowerer<'_> {
             let by = self.b.c32(cluster.trailing_zeros().into());
             [first, step] = [first, step].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
         }
-        if plan.mixed.is_some() {
+        if plan.is_dealt() {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
         }
         let v = self.b.begin_for(Ty::B32);
@@ -339,7 +342,7 @@ impl Lowerer<'_> {
             BlockOrder::RowMajor => (PANEL_ROWS / (rows * if axis == 1 { plan.cluster } else { 1 })) as i64,
         };
         let mut height = Idx::constant(height.max(1));
-        if plan.mixed.is_some() && func.block_order == BlockOrder::RowMajor {
+        if plan.is_dealt() && func.block_order == BlockOrder::RowMajor {
             height = self.cached_height(plan, height, extents);
         }
         let mut ids = self.block_of(linear, extents, height);

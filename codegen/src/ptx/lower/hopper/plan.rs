@@ -60,6 +60,8 @@ pub struct Ring {
 pub struct Mixed {
     /// Position in [`HopperPlan::products`] of the product that ends an iteration and is started during the next one.
     pub carried: Option<usize>,
+    /// Blocks of the grid are dealt out by a counter, not in turn: they are not equally long.
+    pub dealt: bool,
 }
 
 impl HopperPlan {
@@ -74,14 +76,16 @@ impl HopperPlan {
     }
 }
 
-/// A copy of an accumulator to a tensor.
+/// A copy of an accumulator, or of a fragment that lies like one, to a tensor.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub op: Op,
+    /// The fragment.
+    pub src: Buffer,
     /// Position of the tensor among the parameters.
     pub param: u32,
     pub dtype: DType,
-    /// Position in [`HopperPlan::products`].
+    /// Position in [`HopperPlan::products`] of the product whose accumulator lies in the same way.
     pub product: usize,
     pub swizzle: Swizzle,
     /// Extents of a box along the tensor's axes, innermost first.
@@ -190,7 +194,7 @@ impl Product {
     /// The fragment that holds the first operand and its layout, if one does.
     pub fn operand_fragment(&self) -> Option<(Buffer, Result<FragmentLayout, LayoutError>)> {
         let OperandA::Registers(buffer) = self.a else { return None };
-        Some((buffer, wgmma::a_tile([self.shape[0], self.shape[2]], 16, self.warpgroups)))
+        Some((buffer, wgmma::a_tile([self.shape[0], self.shape[2]], self.ty.bits(), self.warpgroups)))
     }
 
     /// Registers of 32 bits of a thread: accumulators, and the first operand if it is in registers.
@@ -216,6 +220,16 @@ impl HopperPlan {
     /// works between products.
     pub fn takes_turns(&self) -> bool {
         self.consumers == 2 && self.mixed.as_ref().is_some_and(|m| m.carried.is_some())
+    }
+
+    /// True if a counter deals out the blocks of the grid.
+    pub fn is_dealt(&self) -> bool {
+        self.mixed.as_ref().is_some_and(|m| m.dealt)
+    }
+
+    /// Blocks that fill a ring's slots together.
+    pub fn fillers(&self, ring: usize) -> usize {
+        if self.loads.iter().any(|l| l.ring == ring && l.shared) { self.cluster } else { 1 }
     }
 
     /// True if a product reads tiles of a ring.
@@ -286,6 +300,17 @@ pub(super) fn staging_limit(consumers: usize) -> usize {
 
 pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
     Err(Some(why.into()))
+}
+
+/// What the units multiply elements of a type as.
+fn operand_type(dtype: DType) -> Option<WgmmaTy> {
+    match dtype {
+        DType::BF16 => Some(WgmmaTy::BF16),
+        DType::F16 => Some(WgmmaTy::F16),
+        DType::F8E4M3 => Some(WgmmaTy::E4M3),
+        DType::F8E5M2 => Some(WgmmaTy::E5M2),
+        _ => None,
+    }
 }
 
 /// True for a load of an element that no block changes.
@@ -362,8 +387,9 @@ impl Finder<'_> {
             return Err("the kernel writes the tensor it reads".into());
         };
         let dtype = data.dtype;
-        if dtype != self.dtype(dst.buffer) || !matches!(dtype, DType::BF16 | DType::F16) {
-            return Err(format!("it moves {dtype} into {}; bf16 and f16 are multiplied", self.dtype(dst.buffer)));
+        if dtype != self.dtype(dst.buffer) || operand_type(dtype).is_none() {
+            let into = self.dtype(dst.buffer);
+            return Err(format!("it moves {dtype} into {into}; bf16, f16, f8e4m3 and f8e5m2 are multiplied"));
         }
         let shape = dst.shape();
         if !is_whole(func, dst) || shape.len() != 2 || src.shape() != shape {
@@ -466,18 +492,25 @@ impl Finder<'_> {
         let (sa, sc) = (a.shape(), acc.shape());
         let shape @ [m, n, k] = [sc[0], sc[1], sa[1]];
         let (da, db) = (self.dtype(a.buffer), self.dtype(b.buffer));
-        let ty = match (da, db) {
-            (DType::BF16, DType::BF16) => WgmmaTy::BF16,
-            (DType::F16, DType::F16) => WgmmaTy::F16,
-            _ => return Err(format!("there is no product of {da} by {db}")),
+        let Some(ty) = operand_type(da).filter(|_| da == db) else {
+            return Err(format!("there is no product of {da} by {db}"));
         };
+        if ty.bits() == 8 && in_registers {
+            return Err(format!("its {da} operand is in registers"));
+        }
+        // These units add 8-bit products with fewer digits than f32 has: a long sum belongs into another accumulator.
+        if ty.bits() == 8 && split == Split::Tile {
+            return Err(format!("its accumulator takes products of {da} from all iterations"));
+        }
         let g = self.consumers;
         let (warpgroups, copies) = match split {
             _ if m.is_multiple_of(wgmma::M * g) => ([g, 1], 1),
             Split::Rows if la.is_some() => ([1, 1], g),
             Split::Tile | Split::Rows => ([1, g], 1),
         };
-        if !m.is_multiple_of(wgmma::M * warpgroups[0]) || !n.is_multiple_of(8 * warpgroups[1]) || !k.is_multiple_of(16)
+        if !m.is_multiple_of(wgmma::M * warpgroups[0])
+            || !n.is_multiple_of(8 * warpgroups[1])
+            || !k.is_multiple_of(ty.k())
         {
             return Err(format!("{m} x {n} x {k} does not divide among {g} warpgroups"));
         }
@@ -494,7 +527,7 @@ impl Finder<'_> {
         let major_a = if a.axes[0].axis == 0 { Major::K } else { Major::Mn };
         let major_b = if b.axes[0].axis == 0 { Major::Mn } else { Major::K };
         let operand = |mn: usize, major: Major, load: usize| {
-            wgmma::shared_operand([mn, k], 16, major, loads[load].swizzle).map_err(|e| e.to_string())
+            wgmma::shared_operand([mn, k], ty.bits(), major, loads[load].swizzle).map_err(|e| e.to_string())
         };
         for (major, block, load) in [(major_a, wgmma::M, la), (major_b, inst_n, Some(lb))] {
             let columns = load.map_or(1, |l| loads[l].box_cols());
@@ -524,7 +557,7 @@ impl Finder<'_> {
             let Some(product) = products.iter().position(|p| p.acc == src.buffer) else { continue };
             let alone = self.uses(func.body, dst.buffer) == 1;
             let store = is_whole(func, src) && alone;
-            stores.extend(store.then(|| self.store(op, product, &products[product], dst)).flatten());
+            stores.extend(store.then(|| self.store(op, src.buffer, product, &products[product], dst)).flatten());
         }
         stores
     }
@@ -540,14 +573,15 @@ impl Finder<'_> {
         uses
     }
 
-    pub(super) fn store(&self, op: Op, product: usize, p: &Product, dst: &Window) -> Option<Store> {
+    pub(super) fn store(&self, op: Op, src: Buffer, product: usize, p: &Product, dst: &Window) -> Option<Store> {
         let func = self.func;
         let data = &func.buffers[dst.buffer];
         let param =
             func.params.iter().position(|q| matches!(q, Param::Tensor { buffer, .. } if *buffer == dst.buffer))?;
         let axes: Vec<usize> = dst.axes.iter().map(|a| usize::from(a.axis)).collect();
         let rank = data.rank();
-        let fits = matches!(data.dtype, DType::BF16 | DType::F16 | DType::F32)
+        let fits = p.copies == 1
+            && matches!(data.dtype, DType::BF16 | DType::F16 | DType::F32)
             && (2..=5).contains(&rank)
             && matches!(axes[..], [rows, columns] if rows < columns && columns + 1 == rank);
         let columns = p.shape[1] / p.warpgroups[1];
@@ -558,7 +592,7 @@ impl Finder<'_> {
         tile[axes[0]] = wgmma::M as u32;
         tile[rank - 1] = (swizzle.atom_bytes() * 8 / data.dtype.bits()) as u32;
         tile.reverse();
-        fits.then_some(Store { op, param: param as u32, dtype: data.dtype, product, swizzle, tile })
+        fits.then_some(Store { op, src, param: param as u32, dtype: data.dtype, product, swizzle, tile })
     }
 
     /// The op before `end` in a region that clears the accumulator, if nothing touches it in between.

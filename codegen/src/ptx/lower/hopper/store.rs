@@ -121,7 +121,7 @@ impl Lowerer<'_> {
         // Registers of 8 columns: two in the upper 8 rows of a warp's 16, two in the lower.
         let eight = |l: &mut Self, column: usize| -> Vec<Val> {
             let from = (block * per_row + column / p.inst_n) * p.inst_n / 2 + column % p.inst_n / 2;
-            let vals: Vec<Val> = (from..from + 4).map(|r| l.get_reg(p.acc, r)).collect();
+            let vals: Vec<Val> = (from..from + 4).map(|r| l.get_reg(s.src, r)).collect();
             cast::cast_all(&mut l.b, l.target, &vals, DType::F32, s.dtype)
         };
         let atom = s.swizzle.atom_bytes();

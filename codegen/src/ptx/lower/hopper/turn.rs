@@ -8,7 +8,7 @@ use super::super::view::View;
 use super::super::{Lowerer, Result};
 use super::plan::{HopperPlan, WARPGROUP};
 use super::{HopperRole, Rings};
-use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Special, Ty, Val};
+use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Ty, Val};
 use std::collections::HashSet;
 use zellige_ir::{Buffer, EntityId, Op, OpKind, Region, Value, Visit};
 
@@ -64,10 +64,7 @@ impl Lowerer<'_> {
     /// Gives the ring's slot back and moves on.
     pub(super) fn give_back(&mut self, rings: &Rings, ring: usize) {
         let (slot, parity) = self.ring_position(rings, ring);
-        let addr = self.barrier_at(rings, ring, slot, true);
-        let (lane, zero) = (self.b.special(Special::LaneId), self.b.c32(0));
-        let first = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
-        self.b.push(SimtOp::MbarArrive { addr, guard: Some(first) });
+        self.free_slot(rings, ring, slot, None);
         self.advance(rings, ring, slot, parity);
     }
 
