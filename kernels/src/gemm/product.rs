@@ -108,7 +108,20 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
     t.clear(acc);
     let step = a_group.min(b_group);
     let part = t.fragment::<f32, 2>([bm, bn]);
-    let (of_a, of_b) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bn]));
+    let (of_a, of_b, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bn]), t.fragment::<f32, 1>([bm]));
+    let of_tile = t.local::<f32, 1>([1]);
+    // Where all columns of a tile share a factor, the factors are fetched a step ahead: no product waits for them. Behind the
+    // last column there are none, which reads as zero.
+    let ahead = cfg.scaled && cfg.b_rows.is_multiple_of(bn);
+    let fetch = |column: Idx| {
+        for i in t.parallel(bm) {
+            of_a[i] = a_sf(i, column / a_group);
+        }
+        of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+    };
+    if ahead {
+        fetch(Idx::from(0usize));
+    }
     for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
         let depth = ko * bk;
         t.copy(a(depth), a_s);
@@ -120,15 +133,18 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
                 let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
                 t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
                 let column = depth + s * step;
-                for i in t.parallel(bm) {
-                    of_a[i] = a_sf(i, column / a_group);
-                }
-                if cfg.b_rows.is_multiple_of(bn) {
-                    let f = b_sf(Idx::from(0usize), column / b_group);
+                if ahead {
+                    for i in t.parallel(bm) {
+                        scale[i] = of_a[i] * of_tile[0];
+                    }
+                    fetch(column + step);
                     for (i, j) in t.parallel((bm, bn)) {
-                        acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * f, acc[(i, j)]);
+                        acc[(i, j)] = part[(i, j)].mul_add(scale[i], acc[(i, j)]);
                     }
                 } else {
+                    for i in t.parallel(bm) {
+                        of_a[i] = a_sf(i, column / a_group);
+                    }
                     for j in t.parallel(bn) {
                         of_b[j] = b_sf(j, column / b_group);
                     }
