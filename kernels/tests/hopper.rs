@@ -167,12 +167,18 @@ fn check_scaled(kernel: &str, name: &str, settings: &[(&str, TuneValue)]) -> Vec
     found.explain
 }
 
+/// A tile with a depth of its own: small problems have few steps.
+fn deep_tile(bm: i64, bn: i64, bk: i64, threads: i64) -> [(&'static str, TuneValue); 5] {
+    let [m, n, stages, threads] = tile(bm, bn, 2, threads);
+    [m, n, stages, threads, ("bk", int(bk))]
+}
+
 #[test]
 fn eight_bit_products_are_promoted_between_iterations() {
     // A block of scale factors for all columns of a tile, one for each column, factors by column, ragged extents.
     let dense = ["m=1 n=136", "m=33 n=72 k=160 f8e4m3xf8e4m3", "m=19 n=64", "m=17 n=72"];
     for name in dense {
-        for settings in [tile(64, 64, 2, 128), tile(128, 64, 3, 256), tile(64, 128, 2, 256)] {
+        for settings in [deep_tile(64, 64, 128, 128), deep_tile(128, 64, 128, 256), deep_tile(64, 128, 128, 256)] {
             let explain = check_scaled("block_scaled_gemm", name, &settings);
             assert!(explain.iter().any(|e| e.contains("blocks of the grid in turn")), "{explain:?}");
         }
@@ -183,22 +189,34 @@ fn eight_bit_products_are_promoted_between_iterations() {
         ("masked_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3"),
         ("masked_gemm", "rows=[7,40]"),
     ] {
-        check_scaled(kernel, name, &tile(64, 64, 2, 128));
-        check_scaled(kernel, name, &tile(128, 64, 2, 256));
+        check_scaled(kernel, name, &deep_tile(64, 64, 128, 128));
+        check_scaled(kernel, name, &deep_tile(128, 64, 128, 256));
     }
+}
+
+#[test]
+fn the_next_product_starts_before_a_sum_is_promoted() {
+    let problem = problem_of("block_scaled_gemm", "m=19 n=64", &deep_tile(64, 64, 256, 128));
+    let text = ptx(&problem, Arch::Sm90a).ptx;
+    // Both products of an iteration are under way when the first is waited for.
+    let first_wait = text.find("wgmma.wait_group").expect("products are waited for");
+    assert_eq!(text[..first_wait].matches("wgmma.commit_group").count(), 2, "{text}");
+    assert!(text[first_wait..].starts_with("wgmma.wait_group.sync.aligned 1;"));
+    check_scaled("block_scaled_gemm", "m=19 n=64", &deep_tile(64, 64, 256, 128));
+    check_scaled("block_scaled_gemm", "m=19 n=64", &deep_tile(128, 64, 256, 256));
 }
 
 #[test]
 fn blocks_in_conditionals_share_tiles_if_they_run_alike() {
     // Neighbours along the columns have the same rows, so the same group, or none.
-    let explain = check_scaled("grouped_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3", &tile(128, 64, 2, 256));
+    let name = "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf8e4m3";
+    let explain = check_scaled("grouped_gemm", name, &deep_tile(128, 64, 128, 256));
     assert!(explain.iter().any(|e| e.contains("of 2 blocks along axis 0")), "{explain:?}");
     assert!(explain.iter().any(|e| e.contains("goes through boxes")), "{explain:?}");
 }
 
 #[test]
-fn sums_of_eight_bit_products_over_iterations_stay_off_these_units() {
-    // Groups of 128 in tiles of 64: a product of a part of a tile.
+fn what_widens_its_operands_stays_off_these_units() {
     let problem = problem_of("block_scaled_gemm", "m=5 n=64 k=128 f8e4m3xf4e2m1", &[]);
     let kernel = ptx(&problem, Arch::Sm90a);
     assert!(!kernel.ptx.contains("wgmma"));

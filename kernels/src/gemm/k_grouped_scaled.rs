@@ -62,7 +62,7 @@ pub struct Entry;
 const SAMPLED_ROWS: usize = 16;
 
 fn config() -> ProductConfig {
-    ProductConfig { b_rows: 1, ..ProductConfig::default() }
+    ProductConfig { bk: 128, b_rows: 1, ..ProductConfig::default() }
 }
 
 fn launcher(cfg: ProductConfig) -> Result<Box<dyn Kernel>, ProblemError> {

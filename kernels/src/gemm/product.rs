@@ -19,7 +19,7 @@ pub struct ProductConfig {
     pub bm: usize,
     #[tune(64, 128, 256)]
     pub bn: usize,
-    #[tune(64, 128)]
+    #[tune(64, 128, 256)]
     pub bk: usize,
     #[tune(2..=5)]
     pub stages: usize,
@@ -45,7 +45,7 @@ impl Default for ProductConfig {
         ProductConfig {
             bm: 128,
             bn: 128,
-            bk: 128,
+            bk: 256,
             stages: 3,
             threads: 256,
             scaled: true,
@@ -66,7 +66,7 @@ impl ProductConfig {
 
     /// `b` in MXFP4: groups of 1 x 32.
     pub fn mxfp4() -> ProductConfig {
-        ProductConfig { b_rows: 1, b_group: 32, ..ProductConfig::default() }
+        ProductConfig { bk: 128, b_rows: 1, b_group: 32, ..ProductConfig::default() }
     }
 }
 
@@ -107,7 +107,9 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
     let acc = t.fragment::<f32, 2>([bm, bn]);
     t.clear(acc);
     let step = a_group.min(b_group);
-    let part = t.fragment::<f32, 2>([bm, bn]);
+    let steps = if cfg.scaled { bk / step } else { 0 };
+    // Two sums take turns, so that the next one can begin while one is promoted.
+    let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bm, bn])).collect();
     let (of_a, of_b, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bn]), t.fragment::<f32, 1>([bm]));
     let of_tile = t.local::<f32, 1>([1]);
     // Where all columns of a tile share a factor, the factors are fetched a step ahead: no product waits for them. Behind the
@@ -128,29 +130,28 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
         t.cast(b(depth), b_s);
         if !cfg.scaled {
             t.gemm(a_s, b_s.t(), acc);
-        } else {
-            for s in 0..bk / step {
-                let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
-                t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
-                let column = depth + s * step;
-                if ahead {
-                    for i in t.parallel(bm) {
-                        scale[i] = of_a[i] * of_tile[0];
-                    }
-                    fetch(column + step);
-                    for (i, j) in t.parallel((bm, bn)) {
-                        acc[(i, j)] = part[(i, j)].mul_add(scale[i], acc[(i, j)]);
-                    }
-                } else {
-                    for i in t.parallel(bm) {
-                        of_a[i] = a_sf(i, column / a_group);
-                    }
-                    for j in t.parallel(bn) {
-                        of_b[j] = b_sf(j, column / b_group);
-                    }
-                    for (i, j) in t.parallel((bm, bn)) {
-                        acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * of_b[j], acc[(i, j)]);
-                    }
+        }
+        for s in 0..steps {
+            let (part, column) = (part[s % part.len()], depth + s * step);
+            let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
+            t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
+            if ahead {
+                for i in t.parallel(bm) {
+                    scale[i] = of_a[i] * of_tile[0];
+                }
+                fetch(column + step);
+                for (i, j) in t.parallel((bm, bn)) {
+                    acc[(i, j)] = part[(i, j)].mul_add(scale[i], acc[(i, j)]);
+                }
+            } else {
+                for i in t.parallel(bm) {
+                    of_a[i] = a_sf(i, column / a_group);
+                }
+                for j in t.parallel(bn) {
+                    of_b[j] = b_sf(j, column / b_group);
+                }
+                for (i, j) in t.parallel((bm, bn)) {
+                    acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * of_b[j], acc[(i, j)]);
                 }
             }
         }

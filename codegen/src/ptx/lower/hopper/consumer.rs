@@ -164,18 +164,18 @@ impl Lowerer<'_> {
         let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot_of(p.b), column, column_bytes);
         let (blocks_m, blocks_n) = (m / (64 * gm), n / (p.inst_n * gn));
         let yes = self.b.pred(true);
-        let deep = p.ty.k();
+        let (deep, [ka, kb]) = (p.ty.k(), p.from_k);
         for step in 0..k / deep {
             for im in 0..blocks_m {
                 for jn in 0..blocks_n {
-                    let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, deep * step));
+                    let b = self.at(&b, p.operand_b.start_bytes(p.inst_n * jn, kb + deep * step));
                     let from = (im * blocks_n + jn) * p.inst_n / 2;
                     let (acc, ty, n) = (acc[from..from + p.inst_n / 2].to_vec(), p.ty, p.inst_n as u32);
                     let scale_d = if step == 0 && p.clear.is_some() { later } else { yes };
                     let trans_b = p.operand_b.major == Major::Mn;
                     let op = match &a {
                         First::Tile(d, operand) => {
-                            let a = self.at(d, operand.start_bytes(64 * gm * im, deep * step));
+                            let a = self.at(d, operand.start_bytes(64 * gm * im, ka + deep * step));
                             SimtOp::Wgmma { acc, ty, n, a, b, scale_d, trans_a: operand.major == Major::Mn, trans_b }
                         }
                         First::Registers(vars) => {

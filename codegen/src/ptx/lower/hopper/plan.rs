@@ -152,8 +152,10 @@ pub struct Product {
     pub op: Op,
     pub acc: Buffer,
     pub ty: WgmmaTy,
-    /// Extents m, n, k of the tile.
+    /// Extents m, n, k of the product.
     pub shape: [usize; 3],
+    /// Where the product begins along k in the tiles of its first and its second operand.
+    pub from_k: [usize; 2],
     /// Columns of one instruction.
     pub inst_n: usize,
     /// Warpgroups along m and n.
@@ -300,6 +302,25 @@ pub(super) fn staging_limit(consumers: usize) -> usize {
 
 pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
     Err(Some(why.into()))
+}
+
+/// Where a window begins along one of its axes, if it is all of its buffer but for that axis.
+fn part_along(func: &Func, w: &Window, axis: usize) -> Option<usize> {
+    let shape = func.buffers[w.buffer].static_shape()?;
+    if w.axes.len() != shape.len() {
+        return None;
+    }
+    let mut from = None;
+    for (at, a) in w.axes.iter().enumerate() {
+        let buffer_axis = usize::from(a.axis);
+        let offset = usize::try_from(func.as_index(w.offsets[buffer_axis])?).ok()?;
+        if at == axis {
+            from = Some(offset);
+        } else if offset != 0 || a.extent != shape[buffer_axis] {
+            return None;
+        }
+    }
+    from
 }
 
 /// What the units multiply elements of a type as.
@@ -482,13 +503,15 @@ impl Finder<'_> {
         if data.scope != Scope::Fragment || data.dtype != DType::F32 || !is_whole(func, acc) {
             return Err("its accumulator is not a whole f32 fragment".into());
         }
-        let find = |w: &Window| {
-            let at = loads.iter().position(|l| l.buffer == w.buffer && w.covers_whole_buffer(func));
-            at.ok_or_else(|| "its operands are not whole tiles that the loop copies".to_owned())
+        // The load of an operand, and where the operand begins along k in its tile; `k` is its axis in the window.
+        let find = |w: &Window, k: usize| {
+            let at = loads.iter().position(|l| l.buffer == w.buffer).zip(part_along(func, w, k));
+            at.ok_or_else(|| "its operands are not tiles that the loop copies, whole but for k".to_owned())
         };
         let in_registers = split != Split::Tile && func.buffers[a.buffer].scope == Scope::Fragment && is_whole(func, a);
-        let la = if in_registers { None } else { Some(find(a)?) };
-        let lb = find(b)?;
+        let (la, ka) = if in_registers { None } else { Some(find(a, 1)?) }.unzip();
+        let (lb, kb) = find(b, 0)?;
+        let from_k = [ka.unwrap_or(0), kb];
         let (sa, sc) = (a.shape(), acc.shape());
         let shape @ [m, n, k] = [sc[0], sc[1], sa[1]];
         let (da, db) = (self.dtype(a.buffer), self.dtype(b.buffer));
@@ -510,7 +533,7 @@ impl Finder<'_> {
         };
         if !m.is_multiple_of(wgmma::M * warpgroups[0])
             || !n.is_multiple_of(8 * warpgroups[1])
-            || !k.is_multiple_of(ty.k())
+            || ![k, from_k[0], from_k[1]].iter().all(|k| k.is_multiple_of(ty.k()))
         {
             return Err(format!("{m} x {n} x {k} does not divide among {g} warpgroups"));
         }
@@ -527,7 +550,9 @@ impl Finder<'_> {
         let major_a = if a.axes[0].axis == 0 { Major::K } else { Major::Mn };
         let major_b = if b.axes[0].axis == 0 { Major::Mn } else { Major::K };
         let operand = |mn: usize, major: Major, load: usize| {
-            wgmma::shared_operand([mn, k], ty.bits(), major, loads[load].swizzle).map_err(|e| e.to_string())
+            let l = &loads[load];
+            let k = if major == Major::K { l.cols } else { l.rows };
+            wgmma::shared_operand([mn, k], ty.bits(), major, l.swizzle).map_err(|e| e.to_string())
         };
         for (major, block, load) in [(major_a, wgmma::M, la), (major_b, inst_n, Some(lb))] {
             let columns = load.map_or(1, |l| loads[l].box_cols());
@@ -544,7 +569,7 @@ impl Finder<'_> {
             Split::Tile => self.clear(acc.buffer, self.home(), self.loop_op),
             Split::Rows => self.clear(acc.buffer, self.region, op),
         };
-        Ok(Product { op, acc: acc.buffer, ty, shape, inst_n, warpgroups, copies, a, b: lb, operand_b, clear })
+        Ok(Product { op, acc: acc.buffer, ty, shape, from_k, inst_n, warpgroups, copies, a, b: lb, operand_b, clear })
     }
 
     /// Copies of whole accumulators that tensor copies can do: the only uses of their tensors.

@@ -129,13 +129,15 @@ impl Lowerer<'_> {
     fn turn(&mut self, role: &HopperRole, body: Region, turn: &mut Turn, leave: Option<usize>) -> Result {
         let func = self.func;
         let plan = role.rings.plan.clone();
-        for &op in &func.regions[body].ops {
+        let ops = &func.regions[body].ops;
+        let mut early = None;
+        for (at, &op) in ops.iter().enumerate() {
             if self.skip.contains(&op) || plan.loads.iter().any(|l| l.op == op) {
                 continue;
             }
             self.b.at(&func.ops[op].span);
             if let Some(p) = plan.products.iter().position(|p| p.op == op) {
-                if leave != Some(p) {
+                if leave != Some(p) && early != Some(p) {
                     let touched = registers(&plan, p);
                     self.before(role, turn, &touched)?;
                     self.start(role, turn, p)?;
@@ -143,6 +145,15 @@ impl Lowerer<'_> {
                 continue;
             }
             let touched = buffers(func, op);
+            if turn.flying.iter().any(|&(p, _)| !registers(&plan, p).is_disjoint(&touched))
+                && let Some(p) = self.next_free(&plan, turn, &ops[at..])
+                && leave != Some(p)
+                && early != Some(p)
+            {
+                // The units work on it while this op works on the sum of an earlier one.
+                early = Some(p);
+                self.start(role, turn, p)?;
+            }
             self.before(role, turn, &touched)?;
             let tiles: Vec<usize> =
                 (0..plan.loads.len()).filter(|&l| touched.contains(&plan.loads[l].buffer)).collect();
@@ -153,6 +164,20 @@ impl Lowerer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The next product of some ops, if none before it has to do with its registers or changes its tiles, and no unfinished
+    /// product has its accumulator.
+    fn next_free(&self, plan: &HopperPlan, turn: &Turn, ops: &[Op]) -> Option<usize> {
+        let (at, p) =
+            ops.iter().enumerate().find_map(|(at, &op)| Some((at, plan.products.iter().position(|p| p.op == op)?)))?;
+        let product = &plan.products[p];
+        let mut own = registers(plan, p);
+        own.extend(product.loads().map(|l| plan.loads[l].buffer));
+        let between = ops[..at].iter().filter(|op| !self.skip.contains(op) && plan.loads.iter().all(|l| l.op != **op));
+        let apart = between.into_iter().all(|&op| buffers(self.func, op).is_disjoint(&own));
+        let flies = |&(q, _): &(usize, u32)| plan.products[q].acc == product.acc;
+        (apart && !turn.flying.iter().any(flies)).then_some(p)
     }
 
     /// Finishes what is under way.
