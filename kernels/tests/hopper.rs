@@ -222,3 +222,24 @@ fn what_widens_its_operands_stays_off_these_units() {
     assert!(!kernel.ptx.contains("wgmma"));
     assert!(kernel.explain.iter().any(|e| e.contains("hopper")), "{:?}", kernel.explain);
 }
+
+#[test]
+fn gradients_of_attention_keep_their_operands_in_registers() {
+    let tiles = [
+        ("attention_dq", [tile(128, 32, 2, 256), tile(64, 64, 1, 128)]),
+        ("attention_dkv", [tile(32, 128, 2, 256), tile(32, 64, 1, 128)]),
+    ];
+    for (kernel, settings) in tiles {
+        for name in ["h=2/1 d=64 causal sink=Normal s=17x33", "h=6/2 d=64", "h=1/1 d=128 causal"] {
+            for settings in settings {
+                let problem = problem_of(kernel, name, &settings);
+                check_problem(name, &settings, &problem, "3d");
+                let explain = ptx(&problem, Arch::Sm90a).explain;
+                assert!(explain.iter().any(|e| e.contains("its first operand stays in registers")), "{explain:?}");
+            }
+        }
+    }
+    // Two warpgroups share the columns of a head of 512.
+    let settings = tile(64, 32, 1, 256);
+    check_problem("d=512", &settings, &problem_of("attention_dq", "h=3/1 d=512", &settings), "3d");
+}

@@ -140,16 +140,19 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(AttentionConfig::backward(512))
+        Box::new(AttentionConfig { bm: 32, ..AttentionConfig::of_queries(512) })
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], _dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
-        Ok(Box::new(AttentionDelta::new(apply(AttentionConfig::backward(512), settings)?)))
+        Ok(Box::new(AttentionDelta::new(apply(
+            AttentionConfig { bm: 32, ..AttentionConfig::of_queries(512) },
+            settings,
+        )?)))
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         let case = |batch: Batch| {
-            let cfg = AttentionConfig { causal: true, threads: 128, ..AttentionConfig::backward(batch.d) };
+            let cfg = AttentionConfig { bm: 32, causal: true, threads: 128, ..AttentionConfig::of_queries(batch.d) };
             batch.case(cfg, problem)
         };
         match scale {

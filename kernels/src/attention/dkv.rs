@@ -59,35 +59,34 @@ pub fn attention_dkv(
         t.copy(v.at((first_key, kv_head, 0)).axes([0, 2]), v_s);
         t.clear(dk_acc);
         t.clear(dv_acc);
-        for h in t.serial(group) {
-            let head = kv_head * group + h;
-            for step in t.pipelined(steps, cfg.stages) {
-                let row0 = (skipped + step) * bm;
-                let first_row = queries.start + row0;
-                t.copy(q.at((first_row, head, 0)).axes([0, 2]), q_s);
-                t.copy(d_o.at((first_row, head, 0)).axes([0, 2]), d_o_s);
-                clear_rows_from(t, q_s, queries.len - row0);
-                clear_rows_from(t, d_o_s, queries.len - row0);
-                for r in t.parallel(bm) {
-                    row_total[r] = total[(first_row + r, head)] * LOG2_E;
-                    row_delta[r] = delta[(first_row + r, head)];
-                }
-                t.clear(p);
-                t.gemm(k_s, q_s.t(), p);
-                t.clear(ds);
-                t.gemm(v_s, d_o_s.t(), ds);
-                for (c, r) in t.parallel((bn, bm)) {
-                    let row = row0 + r;
-                    let seen = row < queries.len && key0 + c < visible(row, queries, keys, cfg.causal);
-                    let weight = p[(c, r)].mul_add(scale * LOG2_E, -row_total[r]).fast_exp2();
-                    p[(c, r)] = select(seen, weight, 0.0);
-                    ds[(c, r)] = select(seen, weight * (ds[(c, r)] - row_delta[r]), 0.0);
-                }
-                t.cast(p, p_b);
-                t.gemm(p_b, d_o_s, dv_acc);
-                t.cast(ds, ds_b);
-                t.gemm(ds_b, q_s, dk_acc);
+        // One loop over all heads of the group, so that copies run ahead across heads.
+        for at in t.pipelined(steps * group, cfg.stages) {
+            let (head, step) = (kv_head * group + at / steps, at % steps);
+            let row0 = (skipped + step) * bm;
+            let first_row = queries.start + row0;
+            t.copy(q.at((first_row, head, 0)).axes([0, 2]), q_s);
+            t.copy(d_o.at((first_row, head, 0)).axes([0, 2]), d_o_s);
+            clear_rows_from(t, q_s, queries.len - row0);
+            clear_rows_from(t, d_o_s, queries.len - row0);
+            for r in t.parallel(bm) {
+                row_total[r] = total[(first_row + r, head)] * LOG2_E;
+                row_delta[r] = delta[(first_row + r, head)];
             }
+            t.clear(p);
+            t.gemm(k_s, q_s.t(), p);
+            t.clear(ds);
+            t.gemm(v_s, d_o_s.t(), ds);
+            for (c, r) in t.parallel((bn, bm)) {
+                let row = row0 + r;
+                let seen = row < queries.len && key0 + c < visible(row, queries, keys, cfg.causal);
+                let weight = p[(c, r)].mul_add(scale * LOG2_E, -row_total[r]).fast_exp2();
+                p[(c, r)] = select(seen, weight, 0.0);
+                ds[(c, r)] = select(seen, weight * (ds[(c, r)] - row_delta[r]), 0.0);
+            }
+            t.cast(p, p_b);
+            t.gemm(p_b, d_o_s, dv_acc);
+            t.cast(ds, ds_b);
+            t.gemm(ds_b, q_s, dk_acc);
         }
         for (r, c) in t.parallel((bn, d)) {
             if key0 + r < keys.len {
@@ -136,14 +135,14 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(AttentionConfig::backward(128))
+        Box::new(AttentionConfig::of_keys(128))
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], _dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
-        Ok(Box::new(AttentionDkv::new(apply(AttentionConfig::backward(128), settings)?)))
+        Ok(Box::new(AttentionDkv::new(apply(AttentionConfig::of_keys(128), settings)?)))
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        cases(scale, problem)
+        cases(scale, AttentionConfig::of_keys, problem)
     }
 }

@@ -150,16 +150,20 @@ pub(super) fn small_batches() -> Vec<(Batch, bool)> {
 }
 
 /// Cases of a backward kernel.
-pub(super) fn cases(scale: Scale, build: fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError>) -> Vec<Case> {
+pub(super) fn cases(
+    scale: Scale,
+    config: fn(usize) -> AttentionConfig,
+    build: fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError>,
+) -> Vec<Case> {
     let large = |batch: Batch| {
-        let cfg = AttentionConfig { causal: true, ..AttentionConfig::backward(batch.d) };
+        let cfg = AttentionConfig { causal: true, ..config(batch.d) };
         batch.case(cfg, build)
     };
     match scale {
         Scale::Small => small_batches()
             .into_iter()
             .map(|(batch, causal)| {
-                let cfg = AttentionConfig { bm: 16, bn: 16, threads: 32, causal, ..AttentionConfig::backward(64) };
+                let cfg = AttentionConfig { bm: 16, bn: 16, threads: 32, causal, ..config(64) };
                 batch.case(cfg, build)
             })
             .collect(),
@@ -167,6 +171,7 @@ pub(super) fn cases(scale: Scale, build: fn(&Batch, AttentionConfig) -> Result<P
         Scale::Full => vec![
             large(Batch::one(16, 1, 512, 256, 256).sink(Sink::Normal)),
             large(Batch::one(8, 2, 128, 700, 1000)),
+            large(Batch::one(8, 8, 128, 2048, 2048)),
             large(Batch::ragged(8, 1, 512, &[(100, 300), (0, 64), (257, 257), (1, 500)]).sink(Sink::Normal)),
         ],
     }
@@ -185,14 +190,14 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(AttentionConfig::backward(128))
+        Box::new(AttentionConfig::of_queries(128))
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], _dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
-        Ok(Box::new(AttentionDq::new(apply(AttentionConfig::backward(128), settings)?)))
+        Ok(Box::new(AttentionDq::new(apply(AttentionConfig::of_queries(128), settings)?)))
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        cases(scale, problem)
+        cases(scale, AttentionConfig::of_queries, problem)
     }
 }

@@ -39,15 +39,25 @@ impl AttentionConfig {
         AttentionConfig { bm, bn, stages: 2, threads: 256, causal: false, sink: false }
     }
 
-    /// Tiles of the backward kernels, which hold twice as much: the tile that stays is `bm` queries for `dq` and `bn` keys
-    /// for `dk` and `dv`.
-    pub fn backward(d: usize) -> AttentionConfig {
-        let (bm, bn) = match d {
-            0..=128 => (64, 64),
-            129..=256 => (32, 64),
-            _ => (32, 32),
+    /// Tiles of [`attention_dq`](dq::attention_dq), which keeps `bm` queries.
+    pub fn of_queries(d: usize) -> AttentionConfig {
+        let (bm, bn, stages) = match d {
+            0..=128 => (128, 64, 2),
+            129..=256 => (128, 32, 2),
+            // Two warpgroups share the columns of 64 rows.
+            _ => (64, 32, 1),
         };
-        AttentionConfig { bm, bn, stages: 1, threads: 256, causal: false, sink: false }
+        AttentionConfig { bm, bn, stages, threads: 256, causal: false, sink: false }
+    }
+
+    /// Tiles of [`attention_dkv`](dkv::attention_dkv), which keeps `bn` keys and two gradients of them.
+    pub fn of_keys(d: usize) -> AttentionConfig {
+        let (bm, bn, stages) = match d {
+            0..=128 => (32, 128, 2),
+            129..=256 => (32, 64, 2),
+            _ => (32, 32, 1),
+        };
+        AttentionConfig { bm, bn, stages, threads: 256, causal: false, sink: false }
     }
 }
 
