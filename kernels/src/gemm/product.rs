@@ -61,7 +61,7 @@ impl Default for ProductConfig {
 impl ProductConfig {
     /// Operands without scale factors.
     pub fn unscaled() -> ProductConfig {
-        ProductConfig { bk: 64, scaled: false, ..ProductConfig::default() }
+        ProductConfig { bn: 256, bk: 64, stages: 4, scaled: false, ..ProductConfig::default() }
     }
 
     /// `b` in MXFP4: groups of 1 x 32.
