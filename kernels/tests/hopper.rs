@@ -243,3 +243,22 @@ fn gradients_of_attention_keep_their_operands_in_registers() {
     let settings = tile(64, 32, 1, 256);
     check_problem("d=512", &settings, &problem_of("attention_dq", "h=3/1 d=512", &settings), "3d");
 }
+
+#[test]
+fn rings_shrink_to_the_shared_memory_there_is() {
+    let deep = [("bm", int(128)), ("bn", int(256)), ("bk", int(64)), ("stages", int(6)), ("threads", int(256))];
+    let problem = problem(WIDE, &deep);
+    for (arch, stages) in [(Arch::Sm90a, 4), (Arch::Sm89, 2)] {
+        let kernel = ptx(&problem, arch);
+        let less = format!("has {stages} stages instead of {}", stages + 1);
+        assert!(kernel.explain.iter().any(|e| e.contains(&less)), "{arch}: {:?}", kernel.explain);
+        assert!(kernel.shared_bytes <= arch.max_shared_bytes());
+        assert_eq!(kernel.ptx.contains("wgmma"), arch == Arch::Sm90a);
+    }
+    // A tile that does not fit even once is the author's to change.
+    let wide = [("bm", int(128)), ("bn", int(256)), ("bk", int(256)), ("threads", int(256))];
+    let func = problem_of("gemm", WIDE, &wide);
+    let func = func.kernel.record(&sizes(&func).expect("sizes fit")).expect("the kernel records");
+    let error = compile(&func, &PtxOptions::new(Arch::Sm89)).expect_err("192 KB do not fit");
+    assert!(error.to_string().contains("use smaller tiles"), "{error}");
+}

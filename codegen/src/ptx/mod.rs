@@ -127,15 +127,31 @@ pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<
     let mut func = func.clone();
     tile_passes::run_with(&mut func, &[tile_passes::ROLL], &mut |_, _, _| {});
     tile_passes::run(&mut func);
-    let lower::Lowered { mut kernel, mut explain } = lower::lower(&func, opts)?;
-    passes::combine::run(&mut kernel);
-    passes::dce::run(&mut kernel);
-    shared::plan(&mut kernel, &mut explain);
     let have = opts.target.arch.max_shared_bytes();
-    if kernel.shared_bytes > have {
-        let arch = opts.target.arch.name();
-        return Err(CodegenError::SharedMemory { span: func.span.clone(), need: kernel.shared_bytes, have, arch });
-    }
+    let mut shallower = Vec::new();
+    let (mut kernel, mut explain) = loop {
+        let lower::Lowered { mut kernel, mut explain } = lower::lower(&func, opts)?;
+        passes::combine::run(&mut kernel);
+        passes::dce::run(&mut kernel);
+        shared::plan(&mut kernel, &mut explain);
+        let need = kernel.shared_bytes;
+        if need <= have {
+            shallower.append(&mut explain);
+            break (kernel, shallower);
+        }
+        let Some((span, stages)) = pipeline::depth::reduce(&mut func) else {
+            return Err(CodegenError::SharedMemory {
+                span: func.span.clone(),
+                need,
+                have,
+                arch: opts.target.arch.name(),
+            });
+        };
+        shallower.push(format!(
+            "pipeline: the loop at {span} has {stages} stages instead of {}, which need {need} bytes of shared memory of {have}",
+            stages + 1
+        ));
+    };
     barrier::insert(&mut kernel, &mut explain);
     simt::verify(&kernel)?;
     Ok((kernel, explain))

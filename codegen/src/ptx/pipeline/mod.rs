@@ -1,4 +1,6 @@
-//! Resources and order of a SIMT kernel: where shared objects lie in the arena, and where threads wait for each other.
+//! Resources and order of a SIMT kernel: how far loops run ahead, where shared objects lie in the arena, and where threads wait
+//! for each other.
 
 pub mod barrier;
+pub mod depth;
 pub mod shared;
