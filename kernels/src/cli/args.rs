@@ -172,6 +172,9 @@ pub struct Emit {
     /// reason.
     #[arg(long)]
     pub explain: bool,
+    /// For launches in which rows are a multiple of 16 elements long, as most are: with the widest accesses.
+    #[arg(long)]
+    pub aligned: bool,
     /// Use the sizes and options of the problem whose name contains this.
     #[arg(long)]
     pub case: Option<String>,

@@ -4,7 +4,7 @@ use super::{Passed, args, lookup};
 use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 use zellige_codegen::cpu::{self, CpuOptions};
-use zellige_codegen::ptx::{PtxKernel, PtxOptions, compile, simt_kernel};
+use zellige_codegen::ptx::{PtxKernel, PtxOptions, alignable, compile, simt_kernel};
 use zellige_ir::Func;
 
 /// A stage of the compilation.
@@ -49,6 +49,10 @@ pub fn run(args: &args::Emit) -> Result<Passed> {
     }
     let recorded = lookup::recorded(&args.kernel, args.case.as_deref(), &args.settings)?;
     let func = &recorded.func;
+    let options = if args.aligned { options.aligned(alignable(func)) } else { options };
+    if !for_gpu && args.aligned {
+        bail!("stage `{name}` is not for a GPU: --aligned belongs to --stage simt or ptx");
+    }
     let mut value = json!({ "kernel": args.kernel, "case": recorded.case, "stage": name });
     let text = match stage {
         Stage::Tile => func.to_text(),
