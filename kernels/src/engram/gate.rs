@@ -13,6 +13,11 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::{Const, DType};
 
+/// Tiles of a block.
+const TILES: usize = 8;
+/// Tiles that are read ahead, and the one at hand.
+const STAGES: usize = 3;
+
 /// `y = x + gate v` (see [`engram`](super)), and for the backward pass `dot = sum x k weight`, the gate, `1 / rms(x)` and `1 / rms(k)` of every
 /// token and stream. In fp32, `y` rounded once.
 #[kernel(static_dims(streams, dim))]
@@ -32,35 +37,46 @@ pub fn engram_gate(
     #[comptime] cfg: GateConfig,
 ) {
     let (rows, dim) = (cfg.tokens, x.static_dim(2));
-    let [stream, b] = t.grid([x.dim(1), x.dim(0).ceil_div(rows)], cfg.threads);
+    let [stream, b] = t.grid([x.dim(1), x.dim(0).ceil_div(rows * TILES)], cfg.threads);
     let tile = || t.fragment::<f32, 2>([rows, dim]);
-    let (x_f, k_f, v_f) = (tile(), tile(), tile());
+    let (x_f, k_f, out) = (tile(), tile(), tile());
     let (sum, row_gate) = (t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([rows]));
-    let place = (b * rows, stream, 0);
-    t.cast(x.at(place).axes([0, 2]), x_f);
-    t.cast(k.at(place).axes([0, 2]), k_f);
-    t.cast(v.at((b * rows, 0)), v_f);
-    let (of_x, of_k) = (row_rstd(t, x_f, eps), row_rstd(t, k_f, eps));
-    for (r, c) in t.parallel((rows, dim)) {
-        k_f[(r, c)] *= x_f[(r, c)] * weight[(stream, c)];
+    let shared = || t.shared::<bf16, 2>([rows, dim]);
+    let (x_tile, k_tile, v_tile) = (shared(), shared(), shared());
+    // Tokens share the weight of their stream.
+    let w = t.fragment::<f32, 1>([dim]);
+    t.copy(weight.at((stream, 0)), w);
+    for step in t.pipelined(TILES, STAGES) {
+        let first = (b * TILES + step) * rows;
+        let place = (first, stream, 0);
+        t.copy(x.at(place).axes([0, 2]), x_tile);
+        t.copy(k.at(place).axes([0, 2]), k_tile);
+        t.copy(v.at((first, 0)), v_tile);
+        t.cast(x_tile, x_f);
+        t.cast(k_tile, k_f);
+        let (of_x, of_k) = (row_rstd(t, x_f, eps), row_rstd(t, k_f, eps));
+        for (r, c) in t.parallel((rows, dim)) {
+            k_f[(r, c)] *= x_f[(r, c)] * w[c];
+        }
+        t.reduce_sum(k_f, sum, 1);
+        for r in t.parallel(rows) {
+            let at = (first + r, stream);
+            let a = sum[r] * of_x[r] * of_k[r] * (dim as f32).powf(-0.5);
+            let root = a.abs().max(clamp).sqrt();
+            // The sign of zero is zero.
+            let signed = select(a == 0.0, 0.0, root.copysign(a));
+            row_gate[r] = signed.sigmoid();
+            dot[at] = sum[r];
+            gate[at] = row_gate[r];
+            rstd_x[at] = of_x[r];
+            rstd_k[at] = of_k[r];
+        }
+        // Read again rather than kept in registers.
+        for (r, c) in t.parallel((rows, dim)) {
+            out[(r, c)] = v_tile[(r, c)].cast::<f32>().mul_add(row_gate[r], x_tile[(r, c)].cast::<f32>());
+        }
+        t.cast(out, y.at(place).axes([0, 2]));
     }
-    t.reduce_sum(k_f, sum, 1);
-    for r in t.parallel(rows) {
-        let at = (b * rows + r, stream);
-        let a = sum[r] * of_x[r] * of_k[r] * (dim as f32).powf(-0.5);
-        let root = a.abs().max(clamp).sqrt();
-        // The sign of zero is zero.
-        let signed = select(a == 0.0, 0.0, root.copysign(a));
-        row_gate[r] = signed.sigmoid();
-        dot[at] = sum[r];
-        gate[at] = row_gate[r];
-        rstd_x[at] = of_x[r];
-        rstd_k[at] = of_k[r];
-    }
-    for (r, c) in t.parallel((rows, dim)) {
-        x_f[(r, c)] = v_f[(r, c)].mul_add(row_gate[r], x_f[(r, c)]);
-    }
-    t.cast(x_f, y.at(place).axes([0, 2]));
 }
 
 /// The library's entry.
@@ -165,7 +181,7 @@ impl LibraryKernel for Entry {
         match scale {
             Scale::Small => vec![case(0, 4, 64), case(1, 1, 100), case(7, 4, 576), case(2, 4, 4096)],
             Scale::Representative => vec![case(2048, 4, 4096)],
-            Scale::Full => vec![case(1024, 4, 7168)],
+            Scale::Full => vec![case(4096, 4, 4096), case(1024, 4, 7168)],
         }
     }
 }

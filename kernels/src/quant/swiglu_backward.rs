@@ -33,6 +33,9 @@ pub struct SwigluBackwardConfig {
     /// Rows of a block.
     #[tune(4, 8, 16)]
     pub bm: usize,
+    /// Groups that are read ahead, and the one at hand.
+    #[tune(2, 3, 4)]
+    pub stages: usize,
     #[tune(128, 256)]
     pub threads: usize,
 }
@@ -46,6 +49,7 @@ impl Default for SwigluBackwardConfig {
             layout: ScaleLayout::RowMajor,
             clamp: true,
             bm: 8,
+            stages: 4,
             threads: 128,
         }
     }
@@ -88,11 +92,16 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
         let at = pos_to_token_topk[row + i].to_index();
         weight[i] = select(at >= 0, weights[(at / weights.dim(1), at % weights.dim(1))], 0.0);
     }
-    for step in t.serial(inner / group) {
+    let (g_tile, h_tile) = (t.shared::<f8e4m3, 2>(shape), t.shared::<f8e4m3, 2>(shape));
+    let dy_tile = t.shared::<bf16, 2>(shape);
+    for step in t.pipelined(inner / group, cfg.stages) {
         let col = step * group;
-        t.cast(x.at((row, col)), g);
-        t.cast(x.at((row, col + inner)), h);
-        t.cast(dy.at((row, col)), grad);
+        t.copy(x.at((row, col)), g_tile);
+        t.copy(x.at((row, col + inner)), h_tile);
+        t.copy(dy.at((row, col)), dy_tile);
+        t.cast(g_tile, g);
+        t.cast(h_tile, h);
+        t.cast(dy_tile, grad);
         for i in t.parallel(bm) {
             g_sf[i] = x_sf[(row + i, col / cfg.input_group)];
             h_sf[i] = x_sf[(row + i, (col + inner) / cfg.input_group)];
@@ -105,7 +114,7 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
                 up = full_h.clamp(-limit, limit);
             }
             let logistic = Logistic::of(gate);
-            let sigmoid = logistic.times(lit(1.0));
+            let sigmoid = logistic.value();
             let a = logistic.times(gate) * up;
             let scaled = grad[(i, j)] * weight[i] * sigmoid;
             let (mut to_gate, mut to_up) = (scaled * up * gate.mul_add(lit::<f32>(1.0) - sigmoid, 1.0), scaled * gate);
@@ -259,9 +268,11 @@ impl LibraryKernel for Entry {
                 ]
             }
             Scale::Representative => vec![case(4096, 3072, 10.0, cfg)],
-            Scale::Full => {
-                vec![case(4001, 2048, 10.0, cfg), case(4096, 2048, 0.5, SwigluBackwardConfig { ue8m0: false, ..cfg })]
-            }
+            Scale::Full => vec![
+                case(24576, 3072, 10.0, cfg),
+                case(4001, 2048, 10.0, cfg),
+                case(4096, 2048, 0.5, SwigluBackwardConfig { ue8m0: false, ..cfg }),
+            ],
         }
     }
 }

@@ -33,6 +33,9 @@ impl Default for VocabConfig {
     }
 }
 
+/// Rows enough to fill a GPU with blocks that have a row each.
+const MANY_ROWS: usize = 1024;
+
 /// The cases of a loss over the vocabulary: no rows, one logit, remainders of every tile, and V4's vocabulary, whole with
 /// `rows` rows and cut in eight for as many devices.
 fn loss_cases(
@@ -52,7 +55,10 @@ fn loss_cases(
             (3, 2500, bf16, cfg),
         ],
         Scale::Representative => vec![(rows, 129_280, bf16, cfg)],
-        Scale::Full => vec![(rows / 4, 129_280, f32, cfg), (4 * rows, 16_160, bf16, cfg)],
+        Scale::Full => {
+            let many = (rows < MANY_ROWS).then_some((MANY_ROWS, 129_280, bf16, cfg));
+            many.into_iter().chain([(rows / 4, 129_280, f32, cfg), (4 * rows, 16_160, bf16, cfg)]).collect()
+        }
     };
     let case = |(rows, vocab, dtype, cfg): (usize, usize, DType, VocabConfig)| {
         Case::new(format!("rows={rows} vocab={vocab} {dtype}"), cfg, move |cfg| build(rows, vocab, dtype, cfg))

@@ -14,6 +14,9 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
+/// Steps whose logits are read ahead, and the one at hand.
+const STAGES: usize = 2;
+
 /// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`, in one pass: the
 /// mean of `z_s - z_t` under p_s, and the difference of the log-sum-exps. Both are small where the two agree, so nothing cancels.
 #[kernel]
@@ -34,13 +37,17 @@ pub fn reverse_kl<E: Float>(
     // sum_c exp(s_c - max s) (s_c - t_c) of each lane.
     let ratio = t.fragment::<f32, 2>([rows, lanes]);
     t.clear(ratio);
-    for j in t.serial(vocab.ceil_div(cols)) {
+    let (s_tile, t_tile) = (t.shared::<E, 2>([rows, cols]), t.shared::<E, 2>([rows, cols]));
+    for j in t.pipelined(vocab.ceil_div(cols), STAGES) {
+        t.copy(student.at((b * rows, j * cols)), s_tile);
+        t.copy(teacher.at((b * rows, j * cols)), t_tile);
         for (r, c) in t.parallel((rows, lanes)) {
-            let columns = lane_columns(j * cols, c, lanes);
-            let of = |logits: &Tensor<E, 2>, col: Idx| logits[(b * rows + r, col)].cast::<f32>();
-            let differences = columns.map(|col| of(student, col) - of(teacher, col));
-            let [z_s, z_t] = [student, teacher]
-                .map(|logits| columns.map(|col| select(col < vocab, of(logits, col), f32::NEG_INFINITY)));
+            let columns = lane_columns(0.into(), c, lanes);
+            let of = |tile: Shared<E, 2>, col: Idx| tile[(r, col)].cast::<f32>();
+            let differences = columns.map(|col| of(s_tile, col) - of(t_tile, col));
+            let inside = |col: Idx| j * cols + col < vocab;
+            let [z_s, z_t] =
+                [s_tile, t_tile].map(|z| columns.map(|col| select(inside(col), of(z, col), f32::NEG_INFINITY)));
             let (shrink, exps) = of_s.step((r, c), &z_s);
             of_t.step((r, c), &z_t);
             ratio[(r, c)] = exps.iter().zip(differences).fold(ratio[(r, c)] * shrink, |sum, (e, d)| e.mul_add(d, sum));
@@ -173,8 +180,8 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-/// Two tensors for each row: rows are few, so their blocks are large.
-fn case_config() -> VocabConfig {
+/// Of the gradient: rows are few, so their blocks are large.
+fn backward_config() -> VocabConfig {
     VocabConfig { cols: 8192, threads: 512, ..VocabConfig::default() }
 }
 
@@ -200,7 +207,7 @@ impl LibraryKernel for Entry {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, case_config(), 256, problem)
+        loss_cases(scale, VocabConfig::default(), 256, problem)
     }
 }
 
@@ -226,6 +233,6 @@ impl LibraryKernel for BackwardEntry {
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, case_config(), 256, backward_problem)
+        loss_cases(scale, backward_config(), 256, backward_problem)
     }
 }
