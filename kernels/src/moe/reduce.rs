@@ -35,7 +35,7 @@ pub struct ReduceConfig {
 
 impl Default for ReduceConfig {
     fn default() -> ReduceConfig {
-        ReduceConfig { weighted: true, scaled: false, added: false, out_scaled: false, bm: 4, bn: 1024, threads: 128 }
+        ReduceConfig { weighted: true, scaled: false, added: false, out_scaled: false, bm: 4, bn: 256, threads: 128 }
     }
 }
 

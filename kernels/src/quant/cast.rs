@@ -227,7 +227,8 @@ pub fn requant_cast<X: Element, Q: Code, S: Element>(
     let cols = x.static_dim(1);
     let ([rows, width], _) = cfg.tile(cols);
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| {
-        let (source, factor) = (t.shared::<i32, 1>([rows]), t.shared::<f32, 1>([rows]));
+        // Every thread looks up its own rows: nobody waits for anybody.
+        let (source, factor) = (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]));
         // Where a row of the tile lies in one group of the input, its factor is read once.
         let per_row = cfg.input_group > 0 && cfg.input_group.is_multiple_of(width);
         for i in t.parallel(rows) {
@@ -238,14 +239,14 @@ pub fn requant_cast<X: Element, Q: Code, S: Element>(
                 factor[i] = input_sf[(token.to_index(), col / cfg.input_group)];
             }
         }
-        let raw = t.shared::<X, 2>([rows, width]);
-        t.gather(x.at((0, col)), source, raw);
         for (i, j) in t.parallel((rows, width)) {
-            let v = raw[(i, j)].cast::<f32>();
+            // No row has a negative number: its elements read as zero.
+            let token = source[i].to_index();
+            let v = x[(token, col + j)].cast::<f32>();
             tile[(i, j)] = match cfg.input_group {
                 0 => v,
                 _ if per_row => v * factor[i],
-                group => v * input_sf[(source[i].to_index(), (col + j) / group)],
+                group => v * input_sf[(token, (col + j) / group)],
             };
         }
     };

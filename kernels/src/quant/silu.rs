@@ -44,7 +44,7 @@ pub(super) struct Logistic {
     /// `1 + e^-g` in f32 as if both steps were done exactly and rounded to nearest even, times [`SCALE`]; up to exponentials
     /// within 2^-44 of the middle between two numbers.
     denominator: Expr<f32>,
-    /// Its reciprocal, nearly.
+    /// Its reciprocal within a unit in the last place.
     reciprocal: Expr<f32>,
     /// The denominator is infinite.
     overflow: Expr<bool>,
@@ -53,8 +53,8 @@ pub(super) struct Logistic {
 impl Logistic {
     #[track_caller]
     pub fn of(g: Expr<f32>) -> Logistic {
-        // Below -80 the sum is 1.
-        let x = (-g).clamp(-80.0, 89.0);
+        // Below -80 the sum is 1; what comes out where it overflows is not used.
+        let x = (-g).max(-80.0);
         let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
         let bits = rounded.bitcast::<u32>();
         // The same bits as the low word of a number of which all but the integer is a constant.
@@ -64,21 +64,35 @@ impl Logistic {
         let r = (-n).mul_add(constant(std::f64::consts::LN_2), x.cast::<f64>());
         let [rest @ .., last] = coefficients();
         let p = rest.iter().rev().fold(constant(last), |sum, &c| sum.mul_add(r, constant(c)));
-        let power = ((bits + (127 - 4)) << 23).bitcast::<f32>();
+        let power = ((bits << 23) + ((127 - 4) << 23)).bitcast::<f32>();
         let denominator = p.cast::<f32>().mul_add(power, SCALE);
-        let near = denominator.fast_recip();
-        let reciprocal = near.mul_add((-denominator).mul_add(near, 1.0), near);
-        Logistic { denominator, reciprocal, overflow: cmp::lt(&g, &OVERFLOW) }
+        Logistic { denominator, reciprocal: denominator.fast_recip(), overflow: cmp::lt(&g, &OVERFLOW) }
     }
 
-    /// `y / (1 + e^-g)`, rounded to nearest even for `y` above 2^-96 in magnitude.
+    /// `y / (1 + e^-g)`, rounded to nearest even for `y` above 2^-96 in magnitude; up to quotients within 2^-46 of the middle
+    /// between two numbers.
+    ///
+    /// Of the two steps the first leaves an error of half a unit in the last place and 2^-45 of the quotient. The residual of
+    /// the second is exact, and the reciprocal's error, up to 2^-23, counts for what it corrects only: half a unit.
     #[track_caller]
     pub fn times(self, y: Expr<f32>) -> Expr<f32> {
         let numerator = y * SCALE;
+        let quotient = self.divide(numerator, numerator * self.reciprocal);
+        // The residual of infinity is no number, and that of zero loses the sign, which is that of `y` anyhow.
+        let magnitude = select(self.overflow, 0.0, quotient).bitcast::<u32>();
+        (magnitude | (y.bitcast::<u32>() & 0x8000_0000u32)).bitcast()
+    }
+
+    /// `1 / (1 + e^-g)`, as [`times`](Self::times).
+    #[track_caller]
+    pub fn value(self) -> Expr<f32> {
+        select(self.overflow, 0.0, self.divide(lit(SCALE), self.reciprocal * SCALE))
+    }
+
+    /// Two steps from an approximate quotient.
+    fn divide(self, numerator: Expr<f32>, quotient: Expr<f32>) -> Expr<f32> {
         let step = |q: Expr<f32>| (-self.denominator).mul_add(q, numerator).mul_add(self.reciprocal, q);
-        let quotient = step(step(numerator * self.reciprocal));
-        // Neither does a residual keep the sign of a zero, nor is one of infinity a number.
-        select(self.overflow | cmp::eq(&y, &0.0f32), y * 0.0, quotient)
+        step(step(quotient))
     }
 }
 
@@ -99,7 +113,7 @@ mod tests {
             let at = b * 1024 + i;
             let logistic = Logistic::of(g[at]);
             y[at] = logistic.times(g[at]);
-            z[at] = logistic.times(lit(1.0));
+            z[at] = logistic.value();
         }
     }
 

@@ -66,7 +66,7 @@ impl SwigluConfig {
     /// The default of a cast per token, or per channel: there a tile has all rows of a group, so it is narrower.
     fn new(per_channel: bool) -> SwigluConfig {
         let cfg = SwigluConfig::default();
-        SwigluConfig { bn: if per_channel { 16 } else { cfg.bn }, ..cfg }
+        SwigluConfig { bn: if per_channel { 32 } else { cfg.bn }, ..cfg }
     }
 }
 
@@ -100,21 +100,22 @@ struct Source<'a, X: Element> {
 fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragment<f32, 2>, cfg: SwigluConfig) {
     let [rows, cols] = y.shape();
     let (m, inner) = (s.x.dim(0), s.x.static_dim(1) / 2);
-    let (g, h) = (t.fragment::<f32, 2>([rows, cols]), t.fragment::<f32, 2>([rows, cols]));
-    t.cast(s.x.at((row, col)), g);
-    t.cast(s.x.at((row, col + inner)), h);
     let (live, weight) = (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]));
     for i in t.parallel(rows) {
         let p = row + i;
         let real = if cfg.padded { s.pos_to_expert[p] >= 0 } else { Expr::from(true) };
         live[i] = (real & (p < m)).cast::<i32>();
         weight[i] = if cfg.weighted {
-            let (at, k) = (s.pos_to_token_topk[p].to_index(), s.weights.dim(1));
+            let (at, k) = (s.pos_to_token_topk[p].to_index(), s.weights.static_dim(1));
             select(at >= 0, s.weights[(at / k, at % k)], 0.0)
         } else {
             lit(1.0)
         };
     }
+    // The gate stands where the activation will: a tile that is stored transposed is read with that in mind.
+    let (g, h) = (y, t.fragment::<f32, 2>([rows, cols]));
+    t.cast(s.x.at((row, col)), g);
+    t.cast(s.x.at((row, col + inner)), h);
     // Columns past the end of the first half belong to the second, and take no part.
     let whole = inner.is_multiple_of(cols * PACKED_STEPS);
     let inside = |j: Idx| if whole { Expr::from(true) } else { col + j < inner };
@@ -151,7 +152,7 @@ fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragme
 /// SwiGLU of `x` = [g | h] [m, 2 inner], cast per token: codes [m, inner] and scale factors. `limit` is the clamp, row `p` weighs
 /// `weights[pos_to_token_topk[p]]` (0 if that is negative), `weights` [tokens, k]; `clamped` `[3]` grows by how many elements
 /// the clamp changed: `g > limit`, `h > limit`, `h < -limit`. Rows with a negative `pos_to_expert` give zeros.
-#[kernel(static_dims(two_inner, inner))]
+#[kernel(static_dims(two_inner, inner, k))]
 pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(
     t: T,
     #[dims(m, two_inner)] x: &Tensor<X, 2>,
@@ -173,7 +174,7 @@ pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(
 
 /// SwiGLU of `x` = [g | h] [m, 2 inner] as [`swiglu_forward_and_per_token_cast`], rounded to bf16 and cast per channel, with the
 /// codes transposed: [inner, m], and scale factors [ceil(m / group), inner].
-#[kernel(static_dims(two_inner, inner))]
+#[kernel(static_dims(two_inner, inner, k))]
 pub fn swiglu_forward_and_per_channel_cast_and_transpose<X: Element, Q: Code, S: Element>(
     t: T,
     #[dims(m, two_inner)] x: &Tensor<X, 2>,
@@ -384,6 +385,7 @@ fn cases(per_channel: bool, scale: Scale) -> Vec<Case> {
         }
         Scale::Representative => vec![case(8192, 3072, bf16, fp8, LIMIT, cfg)],
         Scale::Full => vec![
+            case(24576, 3072, bf16, fp8, LIMIT, cfg),
             case(4001, 2048, bf16, fp8, LIMIT, counted),
             case(8064, 3072, bf16, fp8, 0.5, SwigluConfig { ue8m0: false, ..counted }),
         ],
