@@ -156,7 +156,7 @@ impl LibraryKernel for Entry {
         match scale {
             Scale::Small => vec![case(0, 4, 64, 2), case(1, 1, 100, 1), case(9, 4, 576, 2), case(3, 4, 1024, 3)],
             Scale::Representative => vec![case(1024, 4, 4096, 264)],
-            Scale::Full => vec![case(512, 4, 7168, 64)],
+            Scale::Full => vec![case(4096, 4, 4096, 264), case(512, 4, 7168, 64)],
         }
     }
 }

@@ -138,7 +138,9 @@ impl LibraryKernel for Entry {
                 ]
             }
             Scale::Representative => vec![case(4096, 7168, 264)],
-            Scale::Full => vec![case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)],
+            Scale::Full => {
+                vec![case(8192, 7168, 264), case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)]
+            }
         }
     }
 }

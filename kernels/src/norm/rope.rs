@@ -140,6 +140,7 @@ impl LibraryKernel for Entry {
             ],
             Scale::Representative => vec![case(4096, 64, 512, 65536, false)],
             Scale::Full => vec![
+                case(8192, 64, 512, 65536, false),
                 case(4096, 128, 512, 65536, true),
                 case(8192, 1, 512, 262_144, false),
                 case(4096, 64, 128, 65536, false),

@@ -198,6 +198,7 @@ impl LibraryKernel for Entry {
             }
             Scale::Representative => vec![case(4096, 7168, F8E4M3, F32, BF16, block(1, 128))],
             Scale::Full => vec![
+                case(8192, 7168, F8E4M3, F32, BF16, block(1, 128)),
                 case(4001, 7168, F8E4M3, I32, BF16, layout(ScaleLayout::Packed, block(1, 128))),
                 case(6144, 7168, F8E4M3, E8M0, BF16, block(128, 128)),
                 case(6144, 7168, F4E2M1, E8M0, BF16, CastBackConfig { bn: 32, ..block(1, 32) }),

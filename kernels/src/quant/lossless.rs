@@ -162,7 +162,11 @@ impl LibraryKernel for Entry {
                 case(20, 64, DType::E8M0, LosslessConfig { group: 16, ..small }),
             ],
             Scale::Representative => vec![case(6144, 7168, DType::E8M0, cfg)],
-            Scale::Full => vec![case(7168, 3072, DType::E8M0, cfg), case(4096, 4096, DType::F32, cfg)],
+            Scale::Full => vec![
+                case(24576, 7168, DType::E8M0, cfg),
+                case(7168, 3072, DType::E8M0, cfg),
+                case(4096, 4096, DType::F32, cfg),
+            ],
         }
     }
 }

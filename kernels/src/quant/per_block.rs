@@ -51,6 +51,7 @@ impl LibraryKernel for Entry {
             ],
             Scale::Representative => vec![problem(4096, 7168, BF16, config(128))],
             Scale::Full => vec![
+                problem(8192, 7168, BF16, config(128)),
                 problem(6144, 7168, BF16, config(128)),
                 problem(7168, 3072, F32, config(128)),
                 problem(4096, 4096, BF16, config(32)),

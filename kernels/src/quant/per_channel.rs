@@ -38,6 +38,7 @@ fn cases(variant: Variant, scale: Scale) -> Vec<Case> {
         ],
         Scale::Representative => vec![problem(4096, 7168, BF16, config(128))],
         Scale::Full => vec![
+            problem(8192, 7168, BF16, config(128)),
             problem(4096, 4096, BF16, config(128)),
             problem(4001, 7168, BF16, f32_scales(128)),
             problem(8192, 3072, BF16, config(32)),

@@ -71,6 +71,7 @@ impl LibraryKernel for Entry {
                 let group = |block_cols| CastConfig { block_cols, ..ue8m0 };
                 let row = CastConfig { block_cols: 0, bn: 1024, ..f32_scales };
                 vec![
+                    problem(8192, 7168, BF16, F8E4M3, ue8m0),
                     problem(4096, 4096, BF16, F8E4M3, ue8m0),
                     problem(4001, 7168, BF16, F8E4M3, packed),
                     problem(4001, 4096, BF16, F8E4M3, CastConfig { layout: ScaleLayout::ColumnMajor, ..ue8m0 }),

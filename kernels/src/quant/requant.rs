@@ -62,6 +62,7 @@ impl LibraryKernel for Entry {
             }
             Scale::Representative => vec![problem(8192, 2048, 4096, F8E4M3, F8E4M3, quantised)],
             Scale::Full => vec![
+                problem(24576, 4096, 7168, F8E4M3, F8E4M3, quantised),
                 problem(8064, 4096, 7168, BF16, F8E4M3, config()),
                 problem(8064, 4001, 7168, F8E4M3, F8E4M3, quantised),
                 problem(4096, 4096, 7168, F8E4M3, F4E2M1, CastConfig { ue8m0: true, ..per_token(32, 128) }),

@@ -98,6 +98,7 @@ impl LibraryKernel for Entry {
             ],
             Scale::Representative => vec![case([1, 4096, 7168], DType::BF16, cfg)],
             Scale::Full => vec![
+                case([1, 8192, 7168], DType::BF16, cfg),
                 case([8, 3072, 1024], DType::F8E4M3, cfg),
                 case([1, 4096, 4096], DType::F32, cfg),
                 case([2, 4001, 576], DType::BF16, cfg),
