@@ -91,7 +91,8 @@ fn groups(k: &Kernel, block: Block) -> Vec<Group> {
                 let size = bytes(*mem) * vals.len() as i64;
                 close(&mut open, &mut closed, |g| may_meet(g, addr, size));
             }
-            SimtOp::Shfl { .. } | SimtOp::Vote { .. } => {}
+            // Variables are no memory.
+            SimtOp::Shfl { .. } | SimtOp::Vote { .. } | SimtOp::Get { .. } | SimtOp::Set { .. } => {}
             _ if op.effect() == Effect::Pure => {}
             _ => closed.append(&mut open),
         }
