@@ -215,7 +215,7 @@ pub fn div(b: &mut Builder, x: Idx, y: Idx) -> Idx {
             return q.shift(x.off.div_euclid(k));
         }
         if (k as u64).is_power_of_two() {
-            return shift_right(b, x, k);
+            return shift_right(b, x.shift(-below_alignment(x, k)), k);
         }
         let ty = class(b, x, y, lo, hi);
         let (xv, kv) = (to_val(b, x, ty), b.int(ty, k));
@@ -231,6 +231,12 @@ pub fn div(b: &mut Builder, x: Idx, y: Idx) -> Idx {
         (floor_div(b, ty, xv, yv), m.saturating_neg().saturating_sub(1), m)
     };
     result(b, v, lo, hi, 1)
+}
+
+/// What of the constant part no multiple of the base's divisor reaches: it carries into no quotient by `k`, a power of two.
+/// Neighbours that differ in it alone share quotient and remainder.
+fn below_alignment(x: Idx, k: i64) -> i64 {
+    x.off.rem_euclid(i64::try_from(x.align).unwrap_or(k).min(k))
 }
 
 /// Quotient and remainder by `k` when the base never carries into or borrows from the constant part's quotient.
@@ -283,13 +289,15 @@ pub fn rem(b: &mut Builder, x: Idx, y: Idx) -> Idx {
             return Idx::constant(x.off.rem_euclid(k));
         }
         // Only the constant's remainder matters.
-        let x = if pow2 { x.shift(x.off.rem_euclid(k) - x.off) } else { x };
+        let below = if pow2 { below_alignment(x, k) } else { 0 };
+        let x = if pow2 { x.shift(x.off.rem_euclid(k) - x.off - below) } else { x };
         let ty = if x.is_narrow() { Ty::B32 } else { Ty::B64 };
         let xv = to_val(b, x, ty);
         if pow2 {
             let mask = b.int(ty, k - 1);
             let v = b.bin(Bin::And, signed(ty), xv, mask);
-            return result(b, v, 0, k - 1, x.divisor().min(k as u64));
+            let divisor = x.divisor().min(k as u64);
+            return result(b, v, 0, k - divisor as i64, divisor).shift(below);
         }
         if x.lo >= 0 {
             let kv = b.int(ty, k);

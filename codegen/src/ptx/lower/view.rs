@@ -382,11 +382,10 @@ fn xor_chunk(b: &mut Builder, inside: Idx, flip: Idx) -> Idx {
         let flipped = index::bitwise(b, Bin::Xor, flip, chunk);
         return index::add(b, flipped, base.shift(within));
     }
-    if inside.align >= 16 {
-        let flipped = index::bitwise(b, Bin::Xor, inside.shift(-within), flip);
-        return flipped.shift(within);
-    }
-    index::bitwise(b, Bin::Xor, inside, flip)
+    // What is less than the base's divisor carries nowhere.
+    let below = inside.off.rem_euclid(inside.align.min(16) as i64);
+    let flipped = index::bitwise(b, Bin::Xor, inside.shift(-below), flip);
+    flipped.shift(below)
 }
 
 /// A 64-bit address plus an index.
