@@ -5,7 +5,8 @@
 //! everyone is done with the slot of iteration `k - 1`, which is the one filled next.
 //!
 //! A copy takes part if it alone writes a whole shared buffer, before all its readers of the iteration, from a tensor
-//! that the loop does not write, and if its place can be computed ahead. All others stay where they are.
+//! that the loop does not write, or of which each iteration writes nothing but what it has read, and if its place can be
+//! computed ahead. All others stay where they are.
 
 use super::index::{self, Idx};
 use super::infer::is_whole;
@@ -14,7 +15,7 @@ use super::value::Scalar;
 use super::view::View;
 use super::window::Sink;
 use super::{Lowerer, Result};
-use crate::ptx::simt::{Cache, ObjData, ObjKind, SimtOp, Space, Ty};
+use crate::ptx::simt::{Cache, Obj, ObjData, ObjKind, PhaseId, SimtOp, Space, Ty};
 use smallvec::SmallVec;
 use zellige_ir::{
     Access, Buffer, CmpOp, Effect, EntityId, LoopKind, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
@@ -37,7 +38,7 @@ impl Lowerer<'_> {
         let mut helpers: Vec<Op> = Vec::new();
         for &inner in &self.func.regions[body].ops.clone() {
             let (OpKind::Copy { .. } | OpKind::Gather { .. }) = &self.func.ops[inner].kind else { continue };
-            match self.producer(inner, body, &mut helpers) {
+            match self.producer(op, inner, body, &mut helpers) {
                 Ok((buffer, _)) => producers.push((inner, buffer)),
                 Err(Some(why)) => {
                     self.explain.push(format!("pipeline: the copy at {} does not run ahead: {why}", self.span(inner)));
@@ -90,7 +91,7 @@ impl Lowerer<'_> {
         let k = Idx::new(v, 0, extent.hi - 1, 1);
         self.b.push(SimtOp::CpAsyncWait { pending: (slots - 2) as u32 });
         self.barrier(op, "the copies of all threads have landed, and the slot filled next is free");
-        self.b.phase("copies of a later iteration");
+        let ahead = self.b.phase("copies of a later iteration");
         let next = Idx { base: Some(v), off: slots - 1, lo: slots - 1, hi: extent.hi - 1 + slots - 1, align: 1 };
         let next_slot = index::rem(&mut self.b, next, Idx::constant(slots));
         self.ahead(op, index, next, extent, next_slot, producers, helpers)?;
@@ -107,6 +108,7 @@ impl Lowerer<'_> {
         self.in_pipeline = true;
         let r = self.region(body);
         self.in_pipeline = false;
+        self.note_ahead(op, ahead);
         for (buffer, place) in kept {
             self.places[buffer.index()] = place;
         }
@@ -116,6 +118,17 @@ impl Lowerer<'_> {
         self.flush();
         self.b.end_for(v, lo, hi, one, true);
         r
+    }
+
+    /// Tells barrier insertion that what this iteration does to tensors of which each iteration has a part of its own does
+    /// not meet the copies of a later one.
+    fn note_ahead(&mut self, around: Op, ahead: PhaseId) {
+        let split = self.apart.split.get(&around).into_iter().flatten();
+        let objs: Vec<Obj> = split.filter_map(|&tensor| Some(self.memory(tensor)?.obj)).collect();
+        let phases = &mut self.b.kernel.phases;
+        for i in ahead.index() + 1..phases.len() {
+            phases[PhaseId::from_index(i)].apart.extend(objs.iter().map(|&obj| (obj, ahead)));
+        }
     }
 
     fn barrier(&mut self, op: Op, why: &str) {
@@ -246,6 +259,7 @@ impl Lowerer<'_> {
     /// `helpers`. The error says why not (nothing if it is no candidate).
     fn producer(
         &mut self,
+        around: Op,
         op: Op,
         body: Region,
         helpers: &mut Vec<Op>,
@@ -269,7 +283,7 @@ impl Lowerer<'_> {
         if pad.bits() != 0 {
             return Err(Some("its padding is not zero".into()));
         }
-        if self.written_in(src.buffer, body) {
+        if self.written_in(src.buffer, body) && !self.written_behind(around, op, src.buffer, body) {
             return Err(Some("the loop writes the tensor it reads".into()));
         }
         if let Some(index) = index {
@@ -303,6 +317,19 @@ impl Lowerer<'_> {
         let mut written = false;
         self.walk_ops(region, &mut |_, kind| written |= writes(kind, buffer));
         written
+    }
+
+    /// Each iteration of the loop `around` touches a part of the tensor that no other one does, and writes it after the copy.
+    fn written_behind(&self, around: Op, copy: Op, tensor: Buffer, body: Region) -> bool {
+        let split = self.apart.split.get(&around).is_some_and(|tensors| tensors.contains(&tensor));
+        let mut before = self.func.regions[body].ops.iter().take_while(|&&op| op != copy);
+        split
+            && before.all(|&op| {
+                let kind = &self.func.ops[op].kind;
+                let mut written = writes(kind, tensor);
+                kind.for_each_region(&mut |r| written |= self.written_in(tensor, r));
+                !written
+            })
     }
 
     /// The copy is the only writer of its buffer, comes before all readers in the body, and the buffer is used in
