@@ -17,6 +17,21 @@ pub struct ThreadDigit {
     pub stride: usize,
 }
 
+impl ThreadDigit {
+    /// What of the digit counts warps: one that runs on from lanes to warps has a part of each.
+    pub fn warps(self) -> Option<ThreadDigit> {
+        let end = self.div * self.radix;
+        if end <= WARP {
+            return None;
+        }
+        if self.div >= WARP {
+            return Some(self);
+        }
+        let skipped = WARP / self.div;
+        Some(ThreadDigit { div: WARP, radix: self.radix / skipped, stride: self.stride * skipped })
+    }
+}
+
 /// A fragment layout, taken apart.
 #[derive(Clone, Debug)]
 pub struct Dist {

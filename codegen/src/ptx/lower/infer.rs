@@ -81,7 +81,7 @@ pub fn infer(func: &Func, target: Target, hopper: Option<&HopperPlan>, explain: 
     infer.propagate()?;
     infer.free()?;
     let dists = infer.dists;
-    let shared = shared_forms(func, explain);
+    let shared = shared_forms(func, target, explain);
     Ok(Layouts { dists, shared })
 }
 
@@ -182,10 +182,13 @@ impl Infer<'_> {
                 (b, mma.operand_b(self.func.buffers[b.buffer].dtype)),
             ];
             for (w, layout) in demands {
-                if self.func.buffers[w.buffer].scope != Scope::Fragment || !is_whole(self.func, w) {
+                if self.func.buffers[w.buffer].scope != Scope::Fragment || !w.covers_whole_buffer(self.func) {
                     continue;
                 }
                 let Some(layout) = layout else { continue };
+                let axes: Vec<usize> = w.axes.iter().map(|a| usize::from(a.axis)).collect();
+                let back: Vec<usize> = (0..axes.len()).filter_map(|a| axes.iter().position(|&x| x == a)).collect();
+                let layout = layout.and_then(|l| if is_whole(self.func, w) { Ok(l) } else { l.permute(&back) });
                 let layout = layout.map_err(|e| self.error(op, "no layout for a gemm operand", e))?;
                 let dist = Dist::new(layout);
                 match self.known(w.buffer) {
@@ -591,8 +594,9 @@ pub fn loop_vector(func: &Func, extents: &[usize], accesses: &[Access]) -> usize
     vector.max(if bits < 8 { 2 } else { 1 })
 }
 
-/// Shared tiles that matrix loads read get the widest swizzle that fits their rows; annotations come first.
-fn shared_forms(func: &Func, explain: &mut Vec<String>) -> Vec<SharedForm> {
+/// Shared tiles that matrix loads read, or that fragments of products are copied from, get the widest swizzle that fits
+/// their rows; those that tf32 products read in runs get rows that start in other banks. Annotations come first.
+fn shared_forms(func: &Func, target: Target, explain: &mut Vec<String>) -> Vec<SharedForm> {
     let mut forms = vec![SharedForm::RowMajor; func.buffers.len()];
     let mut annotated = vec![false; func.buffers.len()];
     func.walk(func.body, &mut |_, data| {
@@ -614,25 +618,74 @@ fn shared_forms(func: &Func, explain: &mut Vec<String>) -> Vec<SharedForm> {
             },
         };
     });
+    let mut operands = Vec::new();
     func.walk(func.body, &mut |_, data| {
-        let OpKind::Gemm { a, b, .. } = &data.kind else { return };
-        for w in [a, b] {
+        let OpKind::Gemm { a, b, acc, precision } = &data.kind else { return };
+        let run = match plan::plan(func, target, a, b, acc, *precision) {
+            GemmPlan::Mma(mma) => mma.run,
+            GemmPlan::Fma => 1,
+        };
+        for (w, k) in [(a, 1), (b, 0)] {
             let i = w.buffer.index();
+            operands.push(w.buffer);
             if func.buffers[w.buffer].scope != Scope::Shared || annotated[i] || forms[i] != SharedForm::RowMajor {
                 continue;
             }
-            if let Some(s) = row_swizzle(func, w.buffer, 128) {
+            let name = buffer_name(func, w.buffer);
+            if let Some(n) = run_padding(func, w, k, run) {
+                forms[i] = SharedForm::Padded(n);
+                explain.push(format!(
+                    "layout: rows of {name} have {n} unused elements after them for the gemm at {}",
+                    data.span
+                ));
+            } else if let Some(s) = row_swizzle(func, w.buffer, 128) {
                 forms[i] = SharedForm::Swizzled(s);
                 explain.push(format!(
-                    "layout: rows of {} are swizzled in atoms of {} bytes for the gemm at {}",
-                    buffer_name(func, w.buffer),
+                    "layout: rows of {name} are swizzled in atoms of {} bytes for the gemm at {}",
                     s.atom_bytes(),
                     data.span
                 ));
             }
         }
     });
+    func.walk(func.body, &mut |_, data| {
+        let OpKind::Copy { src, dst, .. } = &data.kind else { return };
+        let i = src.buffer.index();
+        let from = &func.buffers[src.buffer];
+        let into_operand = operands.contains(&dst.buffer) && func.buffers[dst.buffer].scope == Scope::Fragment;
+        if from.scope != Scope::Shared || !into_operand || annotated[i] || forms[i] != SharedForm::RowMajor {
+            return;
+        }
+        if let Some(s) = row_swizzle(func, src.buffer, 128) {
+            forms[i] = SharedForm::Swizzled(s);
+            explain.push(format!(
+                "layout: rows of {} are swizzled in atoms of {} bytes for the copy at {}",
+                buffer_name(func, src.buffer),
+                s.atom_bytes(),
+                data.span
+            ));
+        }
+    });
     forms
+}
+
+/// Unused elements after the rows of an f32 operand that is read in runs along them, so that the lanes of one access meet
+/// different banks: four lanes cover `4 run` elements of a row, and an access takes 16 bytes of as many rows as make up 128
+/// bytes. `None` for other operands.
+fn run_padding(func: &Func, w: &Window, k: usize, run: usize) -> Option<usize> {
+    let data = &func.buffers[w.buffer];
+    let last = data.rank().checked_sub(1)?;
+    if run == 1 || data.dtype.bits() != 32 || usize::from(w.axes[k].axis) != last {
+        return None;
+    }
+    let row = data.static_shape()?[last];
+    // In banks of 4 bytes: rows that one phase of an access reads must be so far apart, modulo so many.
+    let (apart, modulo) = match run {
+        2 => (8, 16),
+        4 => (16, 32),
+        _ => (4, 8),
+    };
+    Some((apart + modulo - row % modulo) % modulo)
 }
 
 /// The widest swizzle of at most `limit` bytes that divides a buffer's rows.

@@ -354,7 +354,7 @@ impl Lowerer<'_> {
         shape: &[usize],
         partials: &mut Partials,
     ) -> Result {
-        let warps: Vec<ThreadDigit> = dist.threads[axis].iter().filter_map(|d| warp_part(*d)).collect();
+        let warps: Vec<ThreadDigit> = dist.threads[axis].iter().filter_map(|d| d.warps()).collect();
         let count: usize = warps.iter().map(|d| d.radix).product();
         if count <= 1 {
             return Ok(());
@@ -429,19 +429,6 @@ impl Lowerer<'_> {
         }
         Ok(())
     }
-}
-
-/// What of a thread digit counts warps.
-fn warp_part(d: ThreadDigit) -> Option<ThreadDigit> {
-    let end = d.div * d.radix;
-    if end <= WARP {
-        return None;
-    }
-    if d.div >= WARP {
-        return Some(d);
-    }
-    let skipped = WARP / d.div;
-    Some(ThreadDigit { div: WARP, radix: d.radix / skipped, stride: d.stride * skipped })
 }
 
 /// A coordinate without one axis.

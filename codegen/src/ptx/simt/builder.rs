@@ -473,8 +473,26 @@ impl Builder {
         self.def1(Ty::B32, |out| SimtOp::CvtUnpack { out, from, x })
     }
 
+    /// An f32 rounded to tf32. One that was widened from bf16 has no bits to round.
     pub fn cvt_tf32(&mut self, x: Val) -> Val {
+        if let Some(bits) = self.widened_bf16(x) {
+            return bits;
+        }
         self.def1(Ty::B32, |out| SimtOp::CvtTf32 { out, x })
+    }
+
+    /// The bits of an f32 whose lower half is known to be zero.
+    fn widened_bf16(&self, x: Val) -> Option<Val> {
+        let Some(&SimtOp::Bits { x: bits, .. }) = self.kernel.def(x) else { return None };
+        let fits = match self.kernel.def(bits) {
+            Some(&SimtOp::Bin { op: Bin::Shl, num: Num::B32, y, .. }) => self.as_const(y).is_some_and(|n| n >= 16),
+            Some(&SimtOp::Bin { op: Bin::And, num: Num::B32, y, .. }) => {
+                self.as_const(y).is_some_and(|mask| mask & 0xffff == 0)
+            }
+            Some(&SimtOp::Pack { lo, .. }) => self.as_const(lo) == Some(0),
+            _ => false,
+        };
+        (fits && self.ty(bits) == Ty::B32).then_some(bits)
     }
 
     /// The same bits as class `ty`.

@@ -8,6 +8,7 @@ use crate::ptx::lower::view::{Coords, View};
 use crate::ptx::lower::{Lowerer, Result, cast, words};
 use crate::ptx::simt::{MmaKind, Space, Ty, Val, Vals};
 use smallvec::SmallVec;
+use std::ops::Range;
 use zellige_ir::layout::WARP;
 use zellige_ir::{Buffer, DType, EntityId, Op, Window};
 
@@ -55,7 +56,7 @@ pub struct Operand {
 
 /// What the warps contribute to an axis of the accumulator.
 fn warp_origin(l: &mut Lowerer<'_>, acc: &Dist, axis: usize) -> Idx {
-    let digits: SmallVec<[ThreadDigit; 4]> = acc.threads[axis].iter().copied().filter(|d| d.div >= WARP).collect();
+    let digits: SmallVec<[ThreadDigit; 4]> = acc.threads[axis].iter().filter_map(|d| d.warps()).collect();
     thread_part(&mut l.b, l.tid, &digits)
 }
 
@@ -89,7 +90,7 @@ impl Lowerer<'_> {
             warp,
             lane,
         };
-        if let Some(dist) = self.whole_dist(w) {
+        if let Some(dist) = self.turned_dist(w) {
             let wanted = match side {
                 Side::A => plan.operand_a(dtype),
                 Side::B => plan.operand_b(dtype),
@@ -101,7 +102,8 @@ impl Lowerer<'_> {
         }
         let view = self.readable(op, w.buffer)?;
         operand.view = Some(view);
-        operand.origin = self.matrix_origin(&operand);
+        // Runs of tf32 operands do not lie as `ldmatrix` has them.
+        operand.origin = if plan.run == 1 { self.matrix_origin(&operand) } else { Origin::Elements };
         Ok(operand)
     }
 
@@ -162,58 +164,88 @@ impl Lowerer<'_> {
         at
     }
 
-    /// Registers of operand A for the instruction tile at row `m` of the warp's part and depth `k`.
-    pub(super) fn fetch_a(&mut self, o: &Operand, m: usize, k: Idx) -> Result<Vals> {
+    /// Registers of operand A for the instruction tile whose halves begin at rows `m` of the warp's part, for each of the
+    /// steps from depth `base` on.
+    pub(super) fn fetch_a(
+        &mut self,
+        p: &MmaPlan,
+        o: &Operand,
+        m: [usize; 2],
+        base: Idx,
+        steps: Range<usize>,
+    ) -> Result<Vec<Vals>> {
         match &o.origin {
-            Origin::Matrix { trans } => Ok(self.fetch_matrix(o, *trans, m as i64, k, 4)),
+            Origin::Matrix { trans } => {
+                let k = o.kind.k();
+                Ok(steps.map(|s| self.fetch_matrix(o, *trans, m[0] as i64, base.shift((s * k) as i64), 4)).collect())
+            }
             Origin::Registers { buffer } => {
-                let half = o.kind.k() / 2;
-                let k = k.as_const().unwrap_or(0) as usize;
-                let places = [[m, k], [m + 8, k], [m, k + half], [m + 8, k + half]];
-                Ok(places.iter().map(|p| self.operand_word(o, *buffer, p)).collect())
+                let step = |s| {
+                    let [lo, hi] = [0, 1].map(|half| p.along_k(s, half).1);
+                    let places = [[m[0], lo], [m[1], lo], [m[0], hi], [m[1], hi]];
+                    places.iter().map(|&[m, k]| self.operand_word(o, *buffer, m, k)).collect()
+                };
+                Ok(steps.map(step).collect())
             }
             Origin::Elements => {
-                let half = o.kind.k() as i64 / 2;
-                let m = m as i64;
-                let places = [(m, 0), (m + 8, 0), (m, half), (m + 8, half)];
-                Ok(places.iter().map(|&(r, d)| self.fetch_elements(o, r, d, k)).collect())
+                let [upper, lower] = m.map(|m| self.fetch_elements(p, o, m as i64, base, steps.clone()));
+                let rows = upper.into_iter().zip(lower);
+                Ok(rows.map(|([a, c], [b, d])| SmallVec::from_slice(&[a, b, c, d])).collect())
             }
         }
     }
 
-    /// Registers of operand B for the instruction tiles at columns `n` of the warp's part: two at once where they are
-    /// neighbours.
-    pub(super) fn fetch_b(&mut self, o: &Operand, n: &[usize], k: Idx) -> Result<Vec<Vals>> {
+    /// Registers of operand B for each of the steps from depth `base` on, for the instruction tiles at columns `n` of the
+    /// warp's part: two at once where they are neighbours.
+    pub(super) fn fetch_b(
+        &mut self,
+        p: &MmaPlan,
+        o: &Operand,
+        n: &[usize],
+        base: Idx,
+        steps: Range<usize>,
+    ) -> Result<Vec<Vec<Vals>>> {
+        match &o.origin {
+            Origin::Matrix { trans } => {
+                let k = o.kind.k();
+                Ok(steps.map(|s| self.fetch_columns(o, *trans, n, base.shift((s * k) as i64))).collect())
+            }
+            Origin::Registers { buffer } => {
+                let step = |s: usize| -> Vec<Vals> {
+                    let halves = [0, 1].map(|half| p.along_k(s, half).1);
+                    let column = |&n: &usize| halves.iter().map(|&k| self.operand_word(o, *buffer, n, k)).collect();
+                    n.iter().map(column).collect()
+                };
+                Ok(steps.map(step).collect())
+            }
+            Origin::Elements => {
+                let mut out = vec![Vec::with_capacity(n.len()); steps.len()];
+                for &n in n {
+                    let column = self.fetch_elements(p, o, n as i64, base, steps.clone());
+                    out.iter_mut().zip(column).for_each(|(step, regs)| step.push(SmallVec::from_slice(&regs)));
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    /// Operand B of one step by `ldmatrix`.
+    fn fetch_columns(&mut self, o: &Operand, trans: bool, n: &[usize], k: Idx) -> Vec<Vals> {
+        let inside = |c: usize| o.warp.hi + c as i64 + 8 <= o.outer;
         let mut out = Vec::with_capacity(n.len());
         let mut i = 0;
         while i < n.len() {
-            match &o.origin {
-                Origin::Matrix { trans } => {
-                    let inside = |c: usize| o.warp.hi + c as i64 + 8 <= o.outer;
-                    if i + 1 < n.len() && n[i + 1] == n[i] + 8 && inside(n[i + 1]) {
-                        let regs = self.fetch_matrix(o, *trans, n[i] as i64, k, 4);
-                        out.push(SmallVec::from_slice(&regs[..2]));
-                        out.push(SmallVec::from_slice(&regs[2..]));
-                        i += 2;
-                        continue;
-                    }
-                    out.push(self.fetch_matrix(o, *trans, n[i] as i64, k, 2));
-                }
-                Origin::Registers { buffer } => {
-                    let half = o.kind.k() / 2;
-                    let k = k.as_const().unwrap_or(0) as usize;
-                    let places = [[k, n[i]], [k + half, n[i]]];
-                    out.push(places.iter().map(|p| self.operand_word(o, *buffer, p)).collect());
-                }
-                Origin::Elements => {
-                    let half = o.kind.k() as i64 / 2;
-                    let regs = [0, half].iter().map(|&d| self.fetch_elements(o, n[i] as i64, d, k)).collect();
-                    out.push(regs);
-                }
+            if i + 1 < n.len() && n[i + 1] == n[i] + 8 && inside(n[i + 1]) {
+                let regs = self.fetch_matrix(o, trans, n[i] as i64, k, 4);
+                out.push(SmallVec::from_slice(&regs[..2]));
+                out.push(SmallVec::from_slice(&regs[2..]));
+                i += 2;
+            } else {
+                out.push(self.fetch_matrix(o, trans, n[i] as i64, k, 2));
+                i += 1;
             }
-            i += 1;
         }
-        Ok(out)
+        out
     }
 
     fn fetch_matrix(&mut self, o: &Operand, trans: bool, outer: i64, k: Idx, count: usize) -> Vals {
@@ -235,10 +267,12 @@ impl Lowerer<'_> {
         regs
     }
 
-    /// A word of a fragment that lies as the operand.
-    fn operand_word(&mut self, o: &Operand, buffer: Buffer, place: &[usize]) -> Val {
+    /// A word of a fragment that lies as the operand, by what its register contributes along m (or n) and k.
+    fn operand_word(&mut self, o: &Operand, buffer: Buffer, outer: usize, k: usize) -> Val {
         let dist = self.dist_of(buffer);
-        let reg = dist.and_then(|d| d.reg(place)).unwrap_or(0);
+        let mut place = [0; 2];
+        (place[o.outer_axis], place[o.k_axis]) = (outer, k);
+        let reg = dist.and_then(|d| d.reg(&place)).unwrap_or(0);
         let per_word = words::per_word(o.dtype);
         let Some(crate::ptx::lower::place::Place::Registers(f)) = &mut self.places[buffer.index()] else {
             unreachable!("the operand was found in registers")
@@ -247,40 +281,52 @@ impl Lowerer<'_> {
         if o.kind == MmaKind::TF32K8 { self.b.cvt_tf32(word) } else { word }
     }
 
-    /// One register of an operand, element by element; zero beyond the tile.
-    fn fetch_elements(&mut self, o: &Operand, outer: i64, depth: i64, k: Idx) -> Val {
-        let e = o.kind.k() as i64 / 8;
+    /// Both halves of an operand's registers at row (or column) `outer` of the warp's part for each of the steps from depth
+    /// `base` on, element by element; zero beyond the tile.
+    fn fetch_elements(
+        &mut self,
+        p: &MmaPlan,
+        o: &Operand,
+        outer: i64,
+        base: Idx,
+        steps: Range<usize>,
+    ) -> Vec<[Val; 2]> {
+        let e = p.per_register();
         let b = &mut self.b;
         let group = index::div(b, o.lane, Idx::constant(4));
         let quad = index::rem(b, o.lane, Idx::constant(4));
-        let x = index::add(b, o.warp, group);
+        let stride = if o.side == Side::A { p.along_m(0, 0).0 } else { 1 };
+        let row = index::mul(b, group, Idx::constant(stride as i64));
+        let x = index::add(b, o.warp, row);
         let x = x.shift(outer);
-        let along = index::mul(b, quad, Idx::constant(e));
-        let along = index::add(b, along, k);
-        let along = along.shift(depth);
         let inside = index::in_bounds(b, x, Idx::constant(o.outer));
         let Some(view) = &o.view else { unreachable!("an operand fetched by element lies in memory") };
         let view = view.clone();
         let mut at = Vec::new();
         let mut guards = Vec::new();
-        for i in 0..e {
-            let kk = along.shift(i);
-            let mut c = o.offsets.clone();
-            c[o.outer_axis] = index::add(b, c[o.outer_axis], x);
-            c[o.k_axis] = index::add(b, c[o.k_axis], kk);
-            let within = if kk.hi < o.k { None } else { index::in_bounds(b, kk, Idx::constant(o.k)) };
-            let mut guard = b.and_guard(inside, within);
-            let exists = view.guard(b, &c);
-            guard = b.and_guard(guard, exists);
-            at.push(c);
-            guards.push(guard);
+        for (step, half) in steps.flat_map(|s| [(s, 0), (s, 1)]) {
+            let (stride, offset) = p.along_k(step, half);
+            let along = index::mul(b, quad, Idx::constant(stride as i64));
+            let along = index::add(b, along, base).shift(offset as i64);
+            for i in 0..e {
+                let kk = along.shift(i as i64);
+                let mut c = o.offsets.clone();
+                c[o.outer_axis] = index::add(b, c[o.outer_axis], x);
+                c[o.k_axis] = index::add(b, c[o.k_axis], kk);
+                let within = if kk.hi < o.k { None } else { index::in_bounds(b, kk, Idx::constant(o.k)) };
+                let mut guard = b.and_guard(inside, within);
+                let exists = view.guard(b, &c);
+                guard = b.and_guard(guard, exists);
+                at.push(c);
+                guards.push(guard);
+            }
         }
         let vals = view.load(b, &at, &guards);
         let vals = cast::cast_all(b, self.target, &vals, o.dtype, o.target);
-        if o.kind == MmaKind::TF32K8 {
-            return b.cvt_tf32(vals[0]);
-        }
-        words::pack(b, o.target, &vals)
+        let mut word = |vals: &[Val]| {
+            if o.kind == MmaKind::TF32K8 { b.cvt_tf32(vals[0]) } else { words::pack(b, o.target, vals) }
+        };
+        vals.chunks(2 * e).map(|step| [word(&step[..e]), word(&step[e..])]).collect()
     }
 
     /// True if the operand must be indexed by constants.
