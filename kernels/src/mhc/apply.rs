@@ -14,7 +14,7 @@ pub struct RowsConfig {
     #[tune(1, 2, 4)]
     pub bt: usize,
     /// Columns of a block.
-    #[tune(512, 1024, 2048)]
+    #[tune(128, 512, 1024, 2048)]
     pub bd: usize,
     #[tune(64, 128, 256)]
     pub threads: usize,

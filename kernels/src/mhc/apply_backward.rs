@@ -74,6 +74,8 @@ fn apply_backward_problem(s: Shape, cfg: RowsConfig) -> Result<Problem, ProblemE
     Ok(Problem { work, ..once })
 }
 
+pub(super) const DEFAULT: RowsConfig = RowsConfig { bt: 1, bd: 2048, threads: 128 };
+
 /// The library's entry.
 pub const ENTRY: Entry<RowsConfig> = Entry {
     info: Info {
@@ -84,7 +86,7 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         tolerance: "dX bf16 of a value within 2^-16 of its terms; dpre abs 1e-2 + rel 1e-3",
         source: "V4 specification 2.2 (pre_apply_mix bwd), 2.3",
     },
-    config: RowsConfig { bt: 1, bd: 2048, threads: 128 },
+    config: DEFAULT,
     small: &[RowsConfig::SMALL],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcApplyBackward::new(cfg)),

@@ -36,17 +36,21 @@ use super::sinkhorn::{MhcSinkhorn, SinkhornConfig};
 use super::sinkhorn_backward::MhcSinkhornBackward;
 use super::split::{MhcSplit, SplitConfig};
 use super::split_backward::MhcSplitBackward;
+use super::{apply_backward, mix, mix_backward, post_backward, split_backward};
 use crate::norm::column_sum::{ColumnSum, ColumnSumConfig};
 use zellige::prelude::*;
 use zellige::runtime::TensorError;
 
 /// Slabs that the projection's sum, and sums over tokens, are cut into: fixed, so that bits depend on nothing else.
 const SLABS: usize = 16;
+/// The same of the gradient by phi, each as large as phi.
+const TOKEN_SLABS: usize = 8;
 
-const PROJECTION: MixConfig = MixConfig { bt: 64, bk: 64, stages: 3, threads: 128, tf32: true };
-const NORM: MixNormConfig = MixNormConfig { bt: 32, threads: 128 };
+/// Parts that the small sums over tokens are cut into.
+const PARTS: usize = 64;
+
+const NORM: MixNormConfig = MixNormConfig::DEFAULT;
 const SPLIT: SplitConfig = SplitConfig { bt: 32, threads: 128 };
-const SPLIT_BACKWARD: SplitConfig = SplitConfig { bt: 128, threads: 512 };
 
 /// The constants of a hyper-connection. The defaults are DeepSeek-V4's.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -248,7 +252,7 @@ impl MhcLayer {
         let mut raw = DeviceTensor::zeros([SLABS, tokens, self.phi.shape()[0]])?;
         let mut square_sum = DeviceTensor::zeros([SLABS, tokens])?;
         let flat = x.reshape([tokens, self.streams * self.dim])?;
-        let config = MixConfig { tf32: self.config.tf32, ..PROJECTION };
+        let config = MixConfig { tf32: self.config.tf32, ..mix::DEFAULT };
         MhcMix::new(config).launch(stream, &flat, &self.phi, &mut raw, &mut square_sum)?;
         Ok((raw, square_sum))
     }
@@ -295,7 +299,7 @@ impl MhcLayer {
         let (raw, square_sum) = self.project(stream, x)?;
         let mut u = DeviceTensor::zeros([tokens, self.dim])?;
         let (mut post, mut comb) = (DeviceTensor::zeros([tokens, n])?, DeviceTensor::zeros([tokens, n, n])?);
-        MhcPreBigFuse::new(FuseConfig { bt: 8, threads: 128, rounds }).launch(
+        MhcPreBigFuse::new(FuseConfig { rounds, ..FuseConfig::DEFAULT }).launch(
             stream,
             x,
             &raw,
@@ -337,7 +341,7 @@ impl MhcLayer {
         let mut dx = DeviceTensor::zeros(x.shape())?;
         let mut dpost = DeviceTensor::zeros(c.post.shape())?;
         let mut dcomb = DeviceTensor::zeros(c.comb.shape())?;
-        MhcPostBackward::new(RowsConfig { bd: 512, ..RowsConfig::DEFAULT })
+        MhcPostBackward::new(post_backward::DEFAULT)
             .launch(stream, f, x, &c.post, &c.comb, dy, &mut df, &mut dx, &mut dpost, &mut dcomb)?;
         Ok((df, Partial { dx, dpost, dcomb }))
     }
@@ -355,13 +359,13 @@ impl MhcLayer {
         expect("the gradient of the sub-layer's input", &du.shape(), &f.shape())?;
         let (tokens, outputs) = (x.shape()[0], self.phi.shape()[0]);
         let mut dpre = DeviceTensor::zeros(c.pre.shape())?;
-        MhcApplyBackward::new(RowsConfig::DEFAULT).launch(stream, x, &c.pre, du, &mut dx, &mut dpre)?;
+        MhcApplyBackward::new(apply_backward::DEFAULT).launch(stream, x, &c.pre, du, &mut dx, &mut dpre)?;
         let mut dlogits = DeviceTensor::zeros(c.logits.shape())?;
         MhcSinkhornBackward::new(self.sinkhorn(32)).launch(stream, &c.logits, &dcomb, &mut dlogits, eps)?;
         let mut dmixes = DeviceTensor::zeros(c.mixes.shape())?;
-        let mut dscale = DeviceTensor::zeros([SLABS, 3])?;
-        let mut dbase = DeviceTensor::zeros([SLABS, outputs])?;
-        MhcSplitBackward::new(SPLIT_BACKWARD).launch(
+        let mut dscale = DeviceTensor::zeros([PARTS, 3])?;
+        let mut dbase = DeviceTensor::zeros([PARTS, outputs])?;
+        MhcSplitBackward::new(split_backward::DEFAULT).launch(
             stream,
             &c.mixes,
             &self.scale,
@@ -389,13 +393,12 @@ impl MhcLayer {
         let columns = self.streams * self.dim;
         let flat = x.reshape([tokens, columns])?;
         let mut dx_flat = dx.reshape([tokens, columns])?;
-        let mut dphi = DeviceTensor::zeros([SLABS, outputs, columns])?;
-        let config = MixConfig { tf32, ..PROJECTION };
-        let kernel = MhcMixBackward::new(config);
+        let mut dphi = DeviceTensor::zeros([TOKEN_SLABS, outputs, columns])?;
+        let kernel = MhcMixBackward::new(MixConfig { tf32, ..mix_backward::DEFAULT });
         kernel.launch(stream, &flat, &self.phi, &draw, &dsquare_sum, &mut dx_flat, &mut dphi)?;
         Ok(Gradients {
             x: dx,
-            phi: sum_of_parts(stream, &dphi.reshape([SLABS, outputs * columns])?, [outputs, columns])?,
+            phi: sum_of_parts(stream, &dphi.reshape([TOKEN_SLABS, outputs * columns])?, [outputs, columns])?,
             scale: sum_of_parts(stream, &dscale, [3])?,
             base: sum_of_parts(stream, &dbase, [outputs])?,
         })

@@ -63,10 +63,10 @@ pub fn mhc_mix(
     let first = b * bt;
     let bn = outputs.next_multiple_of(MMA_N);
     let (x_s, phi_s) = (t.shared::<bf16, 2>([bt, bk]), t.shared::<f32, 2>([bn, bk]));
-    let x_f = t.fragment::<f32, 2>([bt, bk]);
+    let (x_f, square) = (t.fragment::<f32, 2>([bt, bk]), t.fragment::<f32, 2>([bt, bk]));
     let (acc, squares) = (t.fragment::<f32, 2>([bt, bn]), t.fragment::<f32, 1>([bt]));
     t.clear(acc);
-    t.clear(squares);
+    t.clear(square);
     for tile in t.pipelined(tiles, cfg.stages) {
         let depth = (slab * tiles + tile) * bk;
         t.copy(x.at((first, depth)), x_s);
@@ -74,10 +74,10 @@ pub fn mhc_mix(
         t.cast(x_s, x_f);
         t.gemm_with(x_f, phi_s.t(), acc, cfg.gemm());
         for (i, c) in t.parallel((bt, bk)) {
-            x_f[(i, c)] *= x_f[(i, c)];
+            square[(i, c)] = x_f[(i, c)].mul_add(x_f[(i, c)], square[(i, c)]);
         }
-        t.reduce_sum_into(x_f, squares, 1);
     }
+    t.reduce_sum(square, squares, 1);
     t.copy(acc, raw.at((slab, first, 0)));
     t.copy(squares, square_sum.at((slab, first)));
 }
@@ -108,6 +108,8 @@ fn mix_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemError> {
     Ok(problem)
 }
 
+/// Tile sizes for V4's shapes.
+pub(super) const DEFAULT: MixConfig = MixConfig { bt: 128, bk: 64, stages: 4, threads: 128, tf32: true };
 pub(super) const SMALL: MixConfig = MixConfig { bt: 16, bk: 32, stages: 2, threads: 128, tf32: true };
 
 /// The library's entry.
@@ -120,7 +122,7 @@ pub const ENTRY: Entry<MixConfig> = Entry {
         tolerance: "calc_diff < 1e-8 of the slabs' sums",
         source: "V4 specification 2.1 step 1, 2.2; DeepGEMM tf32_hc_prenorm_gemm",
     },
-    config: MixConfig { bt: 64, bk: 64, stages: 3, threads: 128, tf32: true },
+    config: DEFAULT,
     small: &[SMALL, MixConfig { tf32: false, ..SMALL }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMix::new(cfg)),

@@ -1,7 +1,7 @@
 //! The gradients of the projection by the state and by phi.
 
 use super::mix::{MMA_N, MixConfig, SMALL};
-use super::problem::{Entry, SLABS, Shape, abs, at, check, check_bf16, problem, tokens, total};
+use super::problem::{Entry, Shape, TOKEN_SLABS, abs, at, check, check_bf16, problem, tokens, total};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
 use crate::reference::gemm::{Gemm as Product, Op};
@@ -30,24 +30,26 @@ pub fn mhc_mix_backward(
     let [b, slab] = t.grid([k.div_ceil(bk), slabs], cfg.threads);
     let column = b * bk;
     let bn = outputs.next_multiple_of(MMA_N);
-    let (x_s, phi_s, draw_s) =
-        (t.shared::<bf16, 2>([bt, bk]), t.shared::<f32, 2>([bn, bk]), t.shared::<f32, 2>([bt, bn]));
-    let x_f = t.shared::<f32, 2>([bt, bk]);
-    let (state, weight) = (t.fragment::<f32, 2>([bt, bk]), t.fragment::<f32, 2>([bk, bn]));
+    let (phi_s, draw_s) = (t.shared::<f32, 2>([bn, bk]), t.shared::<f32, 2>([bt, bn]));
+    let (x_s, dx_s) = (t.shared::<bf16, 2>([bt, bk]), t.shared::<bf16, 2>([bt, bk]));
+    t.swizzle(dx_s, 128);
+    let x_f = t.fragment::<f32, 2>([bt, bk]);
+    // Columns first: then a thread has as neighbours what are neighbours in memory.
+    let (product, weight) = (t.fragment::<f32, 2>([bk, bt]), t.fragment::<f32, 2>([bk, bn]));
     t.copy(phi.at((0, column)), phi_s);
     t.clear(weight);
     let tiles = x.dim(0).ceil_div(bt).ceil_div(slabs);
     for tile in t.pipelined(tiles, cfg.stages) {
         let first = (slab * tiles + tile) * bt;
         t.copy(x.at((first, column)), x_s);
+        t.copy(dx.at((first, column)), dx_s);
         t.copy(draw.at((first, 0)), draw_s);
         t.cast(x_s, x_f);
-        t.gemm_with(draw_s, phi_s, state, Gemm { clear: true, ..cfg.gemm() });
+        t.gemm_with(phi_s.t(), draw_s.t(), product, Gemm { clear: true, ..cfg.gemm() });
         t.gemm_with(x_f.t(), draw_s, weight, cfg.gemm());
         for (i, c) in t.parallel((bt, bk)) {
-            let (token, at) = (first + i, column + c);
-            let own = 2.0 * dsquare_sum[token] * x_f[(i, c)];
-            dx[(token, at)] = (dx[(token, at)].cast::<f32>() + (state[(i, c)] + own)).cast();
+            let own = 2.0 * dsquare_sum[first + i] * x_f[(i, c)];
+            dx[(first + i, column + c)] = (dx_s[(i, c)].cast::<f32>() + (product[(c, i)] + own)).cast();
         }
     }
     t.copy(weight.t(), dphi.at((slab, 0, column)));
@@ -66,8 +68,9 @@ fn mix_backward_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemErro
         Value::Tensor(inputs.normal(DType::F32, &[s.tokens, outputs], 1.0)?),
         Value::Tensor(inputs.normal(DType::F32, &[s.tokens], 0.2)?),
         Value::Tensor(before.to_owned_tensor()?),
-        Value::Tensor(output(DType::F32, &[SLABS, outputs, width])?),
+        Value::Tensor(output(DType::F32, &[TOKEN_SLABS, outputs, width])?),
     ];
+    let before_bytes = before.byte_len() as f64;
     let before = Value::Tensor(before);
     let flops = 4.0 * (s.tokens * width * outputs) as f64;
     let mut problem = problem(MhcMixBackward::new(cfg), args, move |args| {
@@ -92,15 +95,20 @@ fn mix_backward_problem(s: Shape, cfg: MixConfig) -> Result<Problem, ProblemErro
         let x = at(&args[0], 1, &columns);
         let weight = Product { m: n, n: outputs, k, alpha: 1.0, a: &x, op_a: Op::N, b: a, op_b: Op::N };
         let dphi = at(&args[5], 2, &columns);
-        let dphi: Vec<f32> = dphi.chunks(SLABS * outputs).flat_map(|slabs| total(slabs, outputs)).collect();
+        let dphi: Vec<f32> = dphi.chunks(TOKEN_SLABS * outputs).flat_map(|slabs| total(slabs, outputs)).collect();
         vec![
             check_bf16("dx", &tokens(&args[4], &sample), &dx, &sizes),
             check("dphi", &dphi, &weight.full(), Tolerance::AbsPlusRel { abs: 3e-2, rel: 1e-3 }),
         ]
     });
+    // dX is read as well as written.
+    problem.work.bytes += before_bytes;
     problem.work = problem.work.flops(flops);
     Ok(problem)
 }
+
+/// Tile sizes for V4's shapes.
+pub(super) const DEFAULT: MixConfig = MixConfig { bt: 32, bk: 128, stages: 2, threads: 128, tf32: true };
 
 /// The library's entry.
 pub const ENTRY: Entry<MixConfig> = Entry {
@@ -112,8 +120,8 @@ pub const ENTRY: Entry<MixConfig> = Entry {
         tolerance: "dX bf16 of a value within 2^-16 of its terms; dphi abs 3e-2 + rel 1e-3",
         source: "V4 specification 2.2 (pre_norm_fn bwd_mul)",
     },
-    config: MixConfig { bt: 64, bk: 128, stages: 2, threads: 128, tf32: true },
-    small: &[SMALL, MixConfig { tf32: false, ..SMALL }],
+    config: DEFAULT,
+    small: &[SMALL, MixConfig { bk: 64, threads: 64, ..SMALL }, MixConfig { tf32: false, ..SMALL }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMixBackward::new(cfg)),
     problem: mix_backward_problem,

@@ -18,6 +18,10 @@ pub struct MixNormConfig {
     pub threads: usize,
 }
 
+impl MixNormConfig {
+    pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 8, threads: 128 };
+}
+
 /// The slabs of a projection, as [`mhc_mix`](super::mix::mhc_mix) leaves them.
 #[derive(Clone, Copy)]
 pub(super) struct Slabs<'a> {
@@ -50,16 +54,18 @@ impl Slabs<'_> {
         ordered_sum(self.count(), |s| self.raw[(Idx::from(s), token, o)])
     }
 
+    /// The same under the norm. Every thread sums the squares for itself, while its part of the projection is on its way.
+    #[track_caller]
+    pub fn mix(self, token: Idx, o: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
+        self.rstd(token, width, eps) * self.projected(token, o)
+    }
+
     /// Fills `mixes` [rows, outputs] for the tokens from `first` on.
     #[track_caller]
     pub fn normalize(self, t: T, first: Idx, width: Expr<f32>, eps: Expr<f32>, mixes: Shared<f32, 2>) {
         let [rows, outputs] = mixes.shape();
-        let r = t.shared::<f32, 1>([rows]);
-        for i in t.parallel(rows) {
-            r.store(i, self.rstd(first + i, width, eps));
-        }
         for (i, o) in t.parallel((rows, outputs)) {
-            mixes.store((i, o), r[i] * self.projected(first + i, o));
+            mixes.store((i, o), self.mix(first + i, o, width, eps));
         }
     }
 }
@@ -122,7 +128,7 @@ pub const ENTRY: Entry<MixNormConfig> = Entry {
         tolerance: "abs 1e-3 + rel 1e-3",
         source: "V4 specification 2.1 step 1, 2.2 (pre_norm_fn fwd_norm)",
     },
-    config: MixNormConfig { bt: 32, threads: 128 },
+    config: MixNormConfig::DEFAULT,
     small: &[MixNormConfig { bt: 8, threads: 32 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMixNorm::new(cfg)),

@@ -81,7 +81,7 @@ pub const ENTRY: Entry<MixNormConfig> = Entry {
         tolerance: "abs 1e-5 + rel 1.3e-6",
         source: "V4 specification 2.2 (pre_norm_fn bwd_norm)",
     },
-    config: MixNormConfig { bt: 32, threads: 128 },
+    config: MixNormConfig::DEFAULT,
     small: &[MixNormConfig { bt: 8, threads: 32 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcMixNormBackward::new(cfg)),

@@ -19,11 +19,11 @@ pub fn mhc_norm_weight(
     #[dims(outputs, k)] merged: &mut Tensor<f32, 2>,
     #[comptime] cfg: RowsConfig,
 ) {
-    let [b] = t.grid([phi.static_dim(1).div_ceil(cfg.bd)], cfg.threads);
-    for o in t.serial(phi.static_dim(0)) {
+    let [first, column] = cfg.grid(t, phi.dim(0), phi.static_dim(1));
+    for i in t.serial(cfg.bt) {
         for c in t.parallel(cfg.bd) {
-            let at = b * cfg.bd + c;
-            merged[(o, at)] = phi[(o, at)] * weight[at];
+            let at = column + c;
+            merged[(first + i, at)] = phi[(first + i, at)] * weight[at];
         }
     }
 }
@@ -117,7 +117,7 @@ pub const BACKWARD_ENTRY: Entry<RowsConfig> = Entry {
         tolerance: "dphi exact; dw abs 1e-5 + rel 1.3e-6",
         source: "V4 specification 2.2 (fn_normw_merge bwd)",
     },
-    config: RowsConfig::DEFAULT,
+    config: RowsConfig { bt: 1, bd: 128, threads: 128 },
     small: &[RowsConfig::SMALL],
     shapes,
     kernel: |cfg| Box::new(MhcNormWeightBackward::new(cfg)),

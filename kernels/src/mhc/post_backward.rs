@@ -10,8 +10,9 @@ use zellige::prelude::*;
 use zellige_ir::DType;
 
 /// `dF = sum_k post_k dX'_k` and `dX_j = sum_k C[j, k] dX'_k`, each rounded once; `dpost_k = <dX'_k, F>` and
-/// `dC[j, k] = <X_j, dX'_k>` in f32. One pass over a token: its state and gradients are read once. `bd` is the number of
-/// columns whose products are summed side by side.
+/// `dC[j, k] = <X_j, dX'_k>` in f32. One pass over a token: its state and gradients are read once, `bd`
+/// columns at a time. A thread sums the products of neighbouring columns in turn, so that it holds one sum for each product
+/// and has registers left for loads on their way.
 #[kernel(static_dims(n, d))]
 pub fn mhc_post_backward(
     t: T,
@@ -28,27 +29,31 @@ pub fn mhc_post_backward(
 ) {
     let (n, d) = (x.static_dim(1), x.static_dim(2));
     let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
+    let neighbours = cfg.bd.div_ceil(cfg.threads);
+    let lanes = cfg.bd.div_ceil(neighbours);
     // <X_j, dX'_k> row by row, then <F, dX'_k>.
-    let dots = Dots::new(t, n * n + n, cfg.bd);
+    let dots = Dots::new(t, n * n + n, lanes);
     for i in t.serial(cfg.bt) {
         let token = b * cfg.bt + i;
         let post: Vec<_> = (0..n).map(|k| post[(token, k)]).collect();
         let comb: Vec<Vec<_>> = (0..n).map(|j| (0..n).map(|k| comb[(token, j, k)]).collect()).collect();
         dots.clear(t);
         for chunk in t.serial(d.div_ceil(cfg.bd)) {
-            for c in t.parallel(cfg.bd) {
-                let at = chunk * cfg.bd + c;
-                let g: Vec<Expr<f32>> = (0..n).map(|k| dy[(token, k, at)].cast()).collect();
-                df[(token, at)] = weighted_sum(&post, |k| g[k]).cast();
-                let f = f[(token, at)].cast();
-                for k in 0..n {
-                    dots.add(n * n + k, c, f, g[k]);
-                }
-                for j in 0..n {
-                    dx[(token, j, at)] = weighted_sum(&comb[j], |k| g[k]).cast();
-                    let x = x[(token, j, at)].cast();
+            for c in t.parallel(lanes) {
+                for e in t.unrolled(neighbours) {
+                    let at = chunk * cfg.bd + c * neighbours + e;
+                    let g: Vec<Expr<f32>> = (0..n).map(|k| dy[(token, k, at)].cast()).collect();
+                    df[(token, at)] = weighted_sum(&post, |k| g[k]).cast();
+                    let f = f[(token, at)].cast();
                     for k in 0..n {
-                        dots.add(j * n + k, c, x, g[k]);
+                        dots.add(n * n + k, c, f, g[k]);
+                    }
+                    for j in 0..n {
+                        dx[(token, j, at)] = weighted_sum(&comb[j], |k| g[k]).cast();
+                        let x = x[(token, j, at)].cast();
+                        for k in 0..n {
+                            dots.add(j * n + k, c, x, g[k]);
+                        }
                     }
                 }
             }
@@ -93,6 +98,8 @@ fn post_backward_problem(s: Shape, cfg: RowsConfig) -> Result<Problem, ProblemEr
     }))
 }
 
+pub(super) const DEFAULT: RowsConfig = RowsConfig { bt: 1, bd: 1024, threads: 128 };
+
 /// The library's entry.
 pub const ENTRY: Entry<RowsConfig> = Entry {
     info: Info {
@@ -103,7 +110,7 @@ pub const ENTRY: Entry<RowsConfig> = Entry {
         tolerance: "dF and dX bf16 of a value within 2^-16 of its terms; dpost and dC abs 1e-4 + rel 1e-4",
         source: "V4 specification 2.2 (post bwd), 2.3",
     },
-    config: RowsConfig { bt: 1, bd: 512, threads: 128 },
+    config: DEFAULT,
     small: &[RowsConfig::SMALL],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcPostBackward::new(cfg)),

@@ -17,7 +17,7 @@ use zellige_ir::DType;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = rounds > 0)]
 pub struct FuseConfig {
-    /// Tokens of a block.
+    /// Tokens of a block that mixes streams.
     #[tune(1, 2, 4, 8, 16)]
     pub bt: usize,
     #[tune(96, 128, 256)]
@@ -27,7 +27,7 @@ pub struct FuseConfig {
 }
 
 impl FuseConfig {
-    const DEFAULT: FuseConfig = FuseConfig { bt: 8, threads: 128, rounds: 20 };
+    pub(super) const DEFAULT: FuseConfig = FuseConfig { bt: 2, threads: 128, rounds: 20 };
     const SMALL: FuseConfig = FuseConfig { bt: 4, threads: 32, rounds: 20 };
 }
 
@@ -42,7 +42,31 @@ struct Parameters<'a> {
     post_multiplier: Expr<f32>,
 }
 
-/// Computes the coefficients of `pre.shape()[0]` tokens: `pre` stays in the block, `post` and `comb` go to memory.
+/// Tokens of a block that computes `post` and C: the matrix of a token is one thread's work, a long chain of divisions.
+const MATRICES: usize = 32;
+
+impl Parameters<'_> {
+    /// The grid of a kernel over tokens: blocks that compute `post` and C come first, for their divisions take longest, and
+    /// run beside those that mix streams. Returns the block's number and how many are of the first kind.
+    #[track_caller]
+    fn grid(t: T, tokens: Idx, cfg: FuseConfig) -> (Idx, Idx) {
+        let matrices = tokens.ceil_div(MATRICES);
+        let [b] = t.grid([matrices + tokens.ceil_div(cfg.bt)], cfg.threads);
+        (b, matrices)
+    }
+
+    /// Computes `pre` of the tokens from `first` on.
+    #[track_caller]
+    fn pre(self, t: T, slabs: Slabs<'_>, first: Idx, width: usize, pre: Shared<f32, 2>) {
+        let [bt, n] = pre.shape();
+        for (i, j) in t.parallel((bt, n)) {
+            let mix = slabs.mix(first + i, j, lit(width as f32), self.eps);
+            pre.store((i, j), Affine { scale: self.scale[0usize], base: self.base[j] }.pre(mix, self.eps));
+        }
+    }
+}
+
+/// Computes `post` and C of [`MATRICES`] tokens.
 #[tile]
 fn coefficients(
     t: T,
@@ -51,18 +75,16 @@ fn coefficients(
     first: Idx,
     width: usize,
     rounds: usize,
-    pre: Shared<f32, 2>,
     post: &Tensor<f32, 2>,
     comb: &Tensor<f32, 3>,
 ) {
-    let [bt, n] = pre.shape();
-    let mixes = t.shared::<f32, 2>([bt, n * (2 + n)]);
+    let n = post.static_dim(1);
+    let mixes = t.shared::<f32, 2>([MATRICES, n * (2 + n)]);
     slabs.normalize(t, first, lit(width as f32), p.eps, mixes);
-    let [s_pre, s_post, s_comb] = [0usize, 1, 2].map(|i| p.scale[i]);
-    for i in t.parallel(bt) {
+    let [s_post, s_comb] = [1usize, 2].map(|i| p.scale[i]);
+    for i in t.parallel(MATRICES) {
         let token = first + i;
         for j in 0..n {
-            pre[(i, j)] = Affine { scale: s_pre, base: p.base[j] }.pre(mixes[(i, j)], p.eps);
             let affine = Affine { scale: s_post, base: p.base[n + j] };
             post[(token, j)] = affine.post(mixes[(i, n + j)], p.post_multiplier);
         }
@@ -93,15 +115,19 @@ pub fn mhc_pre_big_fuse(
     #[comptime] cfg: FuseConfig,
 ) {
     let (n, d) = (x.static_dim(1), x.static_dim(2));
-    let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
-    let first = b * cfg.bt;
-    let pre = t.shared::<f32, 2>([cfg.bt, n]);
-    let parameters = Parameters { scale, base, eps, post_multiplier };
-    coefficients(t, Slabs { raw, square_sum }, parameters, first, n * d, cfg.rounds, pre, post, comb);
-    for i in t.serial(cfg.bt) {
-        let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
-        for c in t.parallel(d) {
-            u[(first + i, c)] = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast();
+    let (slabs, parameters) = (Slabs { raw, square_sum }, Parameters { scale, base, eps, post_multiplier });
+    let (b, matrices) = Parameters::grid(t, x.dim(0), cfg);
+    if b < matrices {
+        coefficients(t, slabs, parameters, b * MATRICES, n * d, cfg.rounds, post, comb);
+    } else {
+        let first = (b - matrices) * cfg.bt;
+        let pre = t.shared::<f32, 2>([cfg.bt, n]);
+        parameters.pre(t, slabs, first, n * d, pre);
+        for i in t.serial(cfg.bt) {
+            let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
+            for c in t.parallel(d) {
+                u[(first + i, c)] = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast();
+            }
         }
     }
 }
@@ -125,24 +151,30 @@ pub fn mhc_pre_big_fuse_norm(
     #[comptime] cfg: FuseConfig,
 ) {
     let (n, d) = (x.static_dim(1), x.static_dim(2));
-    let [b] = t.grid([x.dim(0).ceil_div(cfg.bt)], cfg.threads);
-    let first = b * cfg.bt;
-    let pre = t.shared::<f32, 2>([cfg.bt, n]);
-    let parameters = Parameters { scale, base, eps, post_multiplier };
-    coefficients(t, Slabs { raw, square_sum }, parameters, first, n * d, cfg.rounds, pre, post, comb);
-    let (u, squares) = (t.fragment::<f32, 2>([1, d]), t.fragment::<f32, 2>([1, d]));
-    let square_sum = t.fragment::<f32, 1>([1]);
-    for i in t.serial(cfg.bt) {
-        let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
-        for c in t.parallel(d) {
-            let mixed = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast::<bf16>().cast::<f32>();
-            u[(0, c)] = mixed;
-            squares[(0, c)] = mixed * mixed;
-        }
-        t.reduce_sum(squares, square_sum, 1);
-        for c in t.parallel(d) {
-            let r = (square_sum[0usize] / d as f32 + eps).rsqrt();
-            y[(first + i, c)] = (u[(0, c)] * r * weight[c]).cast();
+    let (slabs, parameters) = (Slabs { raw, square_sum }, Parameters { scale, base, eps, post_multiplier });
+    let (b, matrices) = Parameters::grid(t, x.dim(0), cfg);
+    if b < matrices {
+        coefficients(t, slabs, parameters, b * MATRICES, n * d, cfg.rounds, post, comb);
+    } else {
+        let first = (b - matrices) * cfg.bt;
+        let pre = t.shared::<f32, 2>([cfg.bt, n]);
+        parameters.pre(t, slabs, first, n * d, pre);
+        let (u, squares) = (t.fragment::<f32, 2>([1, d]), t.fragment::<f32, 2>([1, d]));
+        let (square_sum, rstd) = (t.fragment::<f32, 1>([1]), t.fragment::<f32, 1>([1]));
+        for i in t.serial(cfg.bt) {
+            let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
+            for c in t.parallel(d) {
+                let mixed = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast::<bf16>().cast::<f32>();
+                u[(0, c)] = mixed;
+                squares[(0, c)] = mixed * mixed;
+            }
+            t.reduce_sum(squares, square_sum, 1);
+            for row in t.parallel(1) {
+                rstd[row] = (square_sum[row] / d as f32 + eps).rsqrt();
+            }
+            for c in t.parallel(d) {
+                y[(first + i, c)] = (u[(0, c)] * rstd[0usize] * weight[c]).cast();
+            }
         }
     }
 }

@@ -122,6 +122,8 @@ fn split_backward_problem(s: Shape, cfg: SplitConfig) -> Result<Problem, Problem
     }))
 }
 
+pub(super) const DEFAULT: SplitConfig = SplitConfig { bt: 64, threads: 256 };
+
 /// The library's entry.
 pub const ENTRY: Entry<SplitConfig> = Entry {
     info: Info {
@@ -132,7 +134,7 @@ pub const ENTRY: Entry<SplitConfig> = Entry {
         tolerance: "abs 1e-5 + rel 2e-5",
         source: "V4 specification 2.2 (pre_split_mixes bwd), 2.3",
     },
-    config: SplitConfig { bt: 128, threads: 512 },
+    config: DEFAULT,
     small: &[SplitConfig { bt: 8, threads: 32 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcSplitBackward::new(cfg)),
