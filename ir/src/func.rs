@@ -2,10 +2,10 @@
 
 use crate::DType;
 use crate::entity::{Arena, entity};
+use crate::hash::FastMap;
 use crate::numerics::Const;
 use crate::op::{OpKind, Visit};
 use crate::span::Span;
-use std::collections::HashMap;
 
 entity!(/** An SSA scalar: a constant, a parameter, an op's result or a loop index. */ Value, "%");
 entity!(/** A memory area with a shape: tensor parameter, shared tile, fragment or local scalar. */ Buffer, "$");
@@ -181,7 +181,7 @@ pub struct Func {
     pub threads: usize,
     pub block_order: BlockOrder,
     pub body: Region,
-    constants: HashMap<Const, Value>,
+    constants: FastMap<Const, Value>,
 }
 
 impl Func {
@@ -205,7 +205,7 @@ impl Func {
             threads: 128,
             block_order: BlockOrder::default(),
             body,
-            constants: HashMap::new(),
+            constants: FastMap::default(),
         }
     }
 

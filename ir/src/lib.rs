@@ -15,6 +15,7 @@ pub mod element;
 pub mod entity;
 pub mod eval;
 pub mod func;
+pub mod hash;
 pub mod interp;
 pub mod layout;
 pub mod numerics;

@@ -1,8 +1,8 @@
 //! Which buffers an op reads and writes by itself, nested regions not included.
 
 use crate::func::{Buffer, Func, Op, Region};
+use crate::hash::FastSet;
 use crate::op::OpKind;
-use std::collections::HashSet;
 
 /// Calls `read` and `write` for the buffers whose elements an op touches.
 pub fn touches(kind: &OpKind, read: &mut dyn FnMut(Buffer), write: &mut dyn FnMut(Buffer)) {
@@ -68,8 +68,8 @@ pub fn touches(kind: &OpKind, read: &mut dyn FnMut(Buffer), write: &mut dyn FnMu
 }
 
 /// The buffers written somewhere in a region or in the regions nested there.
-pub fn written_in(func: &Func, region: Region) -> HashSet<Buffer> {
-    let mut written = HashSet::new();
+pub fn written_in(func: &Func, region: Region) -> FastSet<Buffer> {
+    let mut written = FastSet::default();
     func.walk(region, &mut |_: Op, data| {
         touches(&data.kind, &mut |_| {}, &mut |b| {
             written.insert(b);

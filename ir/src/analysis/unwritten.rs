@@ -5,13 +5,13 @@
 
 use super::effects::{touches, written_in};
 use crate::func::{Buffer, Func, Op, Region, Scope};
+use crate::hash::{FastMap, FastSet};
 use crate::op::{LoopKind, OpKind, Visit};
-use std::collections::{HashMap, HashSet};
 
 /// The first such read of each tile, in program order.
 pub fn unwritten_reads(func: &Func) -> Vec<(Op, Buffer)> {
     let mut search =
-        Search { func, written: HashSet::new(), loops: Vec::new(), depth: HashMap::new(), found: Vec::new() };
+        Search { func, written: FastSet::default(), loops: Vec::new(), depth: FastMap::default(), found: Vec::new() };
     // Roles run side by side: what one writes another may read, whichever stands first.
     func.walk(func.body, &mut |_, data| {
         if let OpKind::Role { body, .. } = &data.kind {
@@ -24,11 +24,11 @@ pub fn unwritten_reads(func: &Func) -> Vec<(Op, Buffer)> {
 
 struct Search<'a> {
     func: &'a Func,
-    written: HashSet<Buffer>,
+    written: FastSet<Buffer>,
     /// What the loops around the current op write anywhere in their bodies, outermost first.
-    loops: Vec<HashSet<Buffer>>,
+    loops: Vec<FastSet<Buffer>>,
     /// How many of those loops a tile is allocated in: it is new in each of their iterations.
-    depth: HashMap<Buffer, usize>,
+    depth: FastMap<Buffer, usize>,
     found: Vec<(Op, Buffer)>,
 }
 

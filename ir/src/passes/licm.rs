@@ -18,8 +18,8 @@
 use super::PassStats;
 use crate::analysis::{Affine, Facts, Interval, effects};
 use crate::func::{Access, Buffer, Func, Op, Param, Region, Scope, Value};
+use crate::hash::FastSet;
 use crate::op::{BinaryOp, OpKind, UnaryOp, Visit};
-use std::collections::HashSet;
 
 /// Runs the pass.
 pub fn run(func: &mut Func) -> PassStats {
@@ -39,8 +39,8 @@ struct Licm<'f> {
 /// The loop that ops are moved out of.
 struct Loop {
     /// Values defined in it, its indices included.
-    defined: HashSet<Value>,
-    written: HashSet<Buffer>,
+    defined: FastSet<Value>,
+    written: FastSet<Buffer>,
     /// The condition of a `while` is computed in its first region.
     pinned: Option<Value>,
     runs: bool,
@@ -73,7 +73,7 @@ impl Licm<'_> {
             OpKind::While { before, cond, .. } => (vec![*before], true, Some(*cond)),
             _ => return,
         };
-        let mut a_loop = Loop { defined: HashSet::new(), written: HashSet::new(), pinned, runs };
+        let mut a_loop = Loop { defined: FastSet::default(), written: FastSet::default(), pinned, runs };
         self.func.ops[op].kind.for_each_def(&mut |v| {
             a_loop.defined.insert(v);
         });

@@ -27,9 +27,10 @@ use super::PassStats;
 use crate::DType;
 use crate::entity::EntityId;
 use crate::func::{Buffer, BufferData, Extent, Func, Op, Region, Scope, Strides, Value};
+use crate::hash::FastMap;
 use crate::numerics::Const;
 use crate::op::{AtomicOp, BinaryOp, CmpOp, Def, LoopKind, OpKind, UnaryOp, Visit};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
@@ -226,7 +227,7 @@ fn distances(shapes: &[Option<Shape>]) -> Vec<usize> {
             h.finish()
         })
         .collect();
-    let mut last: HashMap<u64, usize> = HashMap::new();
+    let mut last: FastMap<u64, usize> = FastMap::default();
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     // A polynomial in the codes of the window, brought up to date as it moves.
     const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -452,7 +453,7 @@ fn rewrite(func: &mut Func, region: Region, run: &Run) {
         body,
     };
     func.append(region, kind, span.clone());
-    let mut before: HashMap<usize, Value> = HashMap::new();
+    let mut before: FastMap<usize, Value> = FastMap::default();
     for &place in &run.carried {
         let (buffer, index) = slots.slot[&place];
         let out = func.add_value(func.buffers[buffer].dtype);
@@ -460,7 +461,7 @@ fn rewrite(func: &mut Func, region: Region, run: &Run) {
         func.append(body, OpKind::Load { out: Def(out), buffer, indices }, span.clone());
         before.insert(place, out);
     }
-    let mut counted: HashMap<(i64, i64), Value> = HashMap::new();
+    let mut counted: FastMap<(i64, i64), Value> = FastMap::default();
     for (at, &op) in body_ops.iter().enumerate() {
         let values: Vec<Value> = run.sources[at]
             .iter()
@@ -485,7 +486,7 @@ fn rewrite(func: &mut Func, region: Region, run: &Run) {
     }
 
     // What comes after gets the last results.
-    let mut renamed: HashMap<Value, Value> = HashMap::new();
+    let mut renamed: FastMap<Value, Value> = FastMap::default();
     for &place in &run.leaving {
         let (buffer, index) = slots.slot[&place];
         let last = result(&func.ops[ops[after - run.period + place]].kind);
@@ -510,7 +511,7 @@ fn count(func: &mut Func, region: Region, iv: Value, (first, step): (i64, i64), 
     if first == 0 { scaled } else { binary(BinaryOp::Add, scaled, first) }
 }
 
-fn rename(func: &mut Func, op: Op, by: &HashMap<Value, Value>) {
+fn rename(func: &mut Func, op: Op, by: &FastMap<Value, Value>) {
     func.ops[op].kind.for_each_use_mut(&mut |v| *v = by.get(v).copied().unwrap_or(*v));
     let mut nested = Vec::new();
     func.ops[op].kind.for_each_region(&mut |r| nested.push(r));

@@ -14,31 +14,36 @@ fn bit_type(num: Num) -> &'static str {
     num.ty().name()
 }
 
+/// Parts of an opcode with dots between them.
+fn dotted(parts: &[&str]) -> String {
+    parts.join(".")
+}
+
 fn un_name(op: Un, num: Num) -> String {
     match op {
-        Un::Not => format!("not.{}", bit_type(num)),
-        Un::Popc | Un::Clz => format!("{op}.{}", bit_type(num)),
+        Un::Not => dotted(&["not", bit_type(num)]),
+        Un::Popc | Un::Clz => dotted(&[op.name(), bit_type(num)]),
         Un::Neg | Un::Abs => match num {
-            Num::U8 | Num::S8 | Num::U16 | Num::S16 | Num::U32 | Num::S32 | Num::B32 => format!("{op}.s32"),
-            Num::U64 | Num::S64 | Num::B64 => format!("{op}.s64"),
-            Num::Pred | Num::B16 | Num::F16 | Num::BF16 | Num::F32 | Num::F64 => format!("{op}.{num}"),
+            Num::U8 | Num::S8 | Num::U16 | Num::S16 | Num::U32 | Num::S32 | Num::B32 => dotted(&[op.name(), "s32"]),
+            Num::U64 | Num::S64 | Num::B64 => dotted(&[op.name(), "s64"]),
+            Num::Pred | Num::B16 | Num::F16 | Num::BF16 | Num::F32 | Num::F64 => dotted(&[op.name(), num.name()]),
         },
-        Un::Sqrt | Un::Rcp => format!("{op}.{num}"),
-        Un::Ex2Approx | Un::Lg2Approx | Un::RcpApprox | Un::RsqrtApprox => format!("{op}.ftz.{num}"),
-        Un::TanhApprox => format!("{op}.{num}"),
+        Un::Sqrt | Un::Rcp => dotted(&[op.name(), num.name()]),
+        Un::Ex2Approx | Un::Lg2Approx | Un::RcpApprox | Un::RsqrtApprox => dotted(&[op.name(), "ftz", num.name()]),
+        Un::TanhApprox => dotted(&[op.name(), num.name()]),
     }
 }
 
 fn bin_name(op: Bin, num: Num) -> String {
     match op {
-        Bin::Add | Bin::Sub if num.is_float() => format!("{op}.rn.{num}"),
-        Bin::Mul if num.is_float() => format!("mul.rn.{num}"),
-        Bin::Div if num.is_float() => format!("div.rn.{num}"),
-        Bin::Add | Bin::Sub | Bin::Div | Bin::Rem | Bin::Min | Bin::Max => format!("{op}.{}", arith(num)),
-        Bin::Mul => format!("mul.lo.{}", arith(num)),
-        Bin::MulHi | Bin::MulWide => format!("{op}.{}", arith(num)),
-        Bin::And | Bin::Or | Bin::Xor | Bin::Shl => format!("{op}.{}", bit_type(num)),
-        Bin::Shr => format!("shr.{}", arith(num)),
+        Bin::Add | Bin::Sub if num.is_float() => dotted(&[op.name(), "rn", num.name()]),
+        Bin::Mul if num.is_float() => dotted(&["mul.rn", num.name()]),
+        Bin::Div if num.is_float() => dotted(&["div.rn", num.name()]),
+        Bin::Add | Bin::Sub | Bin::Div | Bin::Rem | Bin::Min | Bin::Max => dotted(&[op.name(), arith(num)]),
+        Bin::Mul => dotted(&["mul.lo", arith(num)]),
+        Bin::MulHi | Bin::MulWide => dotted(&[op.name(), arith(num)]),
+        Bin::And | Bin::Or | Bin::Xor | Bin::Shl => dotted(&[op.name(), bit_type(num)]),
+        Bin::Shr => dotted(&["shr", arith(num)]),
     }
 }
 
@@ -59,7 +64,7 @@ fn setp_name(op: Cmp, num: Num) -> String {
         _ => arith(num),
     };
     let op = if op == Cmp::Neu && !num.is_float() { Cmp::Ne } else { op };
-    format!("setp.{op}.{ty}")
+    dotted(&["setp", op.name(), ty])
 }
 
 fn vector(count: usize) -> &'static str {
@@ -99,12 +104,15 @@ impl Emitter<'_> {
     }
 
     fn set_to(&mut self, name: &str, out: Val, operands: &[Val]) {
-        let mut text = format!("{name} {}", self.opnd(out));
+        self.indent();
+        self.out.push_str(name);
+        self.out.push(' ');
+        self.write_opnd(out);
         for &v in operands {
-            text.push_str(", ");
-            text.push_str(&self.opnd(v));
+            self.out.push_str(", ");
+            self.write_opnd(v);
         }
-        self.line(&format!("{text};"));
+        self.out.push_str(";\n");
     }
 
     pub(super) fn op(&mut self, op: &SimtOp) {

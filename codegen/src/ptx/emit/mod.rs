@@ -67,7 +67,13 @@ pub fn identifier(name: &str) -> String {
 
 impl Emitter<'_> {
     fn line(&mut self, text: &str) {
-        let _ = writeln!(self.out, "{:1$}{text}", "", 4 * self.depth);
+        self.indent();
+        self.out.push_str(text);
+        self.out.push('\n');
+    }
+
+    fn indent(&mut self) {
+        (0..self.depth).for_each(|_| self.out.push_str("    "));
     }
 
     fn label(&mut self) -> String {
@@ -115,6 +121,14 @@ impl Emitter<'_> {
         match self.k.vals[v].def {
             ValDef::Const(bits) => immediate(self.k.ty(v), bits),
             ValDef::Inst(_) | ValDef::Pending => self.names.val(self.k, v),
+        }
+    }
+
+    /// Writes the operand as [`opnd`](Self::opnd) gives it.
+    fn write_opnd(&mut self, v: Val) {
+        match self.k.vals[v].def {
+            ValDef::Const(bits) => self.out.push_str(&immediate(self.k.ty(v), bits)),
+            ValDef::Inst(_) | ValDef::Pending => self.names.write_val(self.k, v, &mut self.out),
         }
     }
 

@@ -4,9 +4,9 @@
 //! the variable. Everything else gets a register of its class; the assembler allocates real ones.
 
 use crate::ptx::simt::{Block, Fields, Inst, Kernel, SimtOp, Ty, Val, Var};
-use std::collections::HashMap;
 use std::fmt::Write;
 use zellige_ir::EntityId;
+use zellige_ir::hash::FastMap;
 
 /// Names of values and variables, and how many registers of each class there are.
 pub struct Names {
@@ -14,7 +14,7 @@ pub struct Names {
     of_var: Vec<u32>,
     counts: [u32; 6],
     /// Values that are their variable.
-    alias: HashMap<Val, Var>,
+    alias: Vec<Option<Var>>,
 }
 
 const UNNAMED: u32 = u32::MAX;
@@ -34,23 +34,36 @@ fn prefix(ty: Ty) -> &'static str {
     }
 }
 
+/// By hand, because every operand of every instruction passes here.
+fn write_register(ty: Ty, n: u32, out: &mut String) {
+    let (mut digits, mut count, mut rest) = ([0; 10], 0, n);
+    while rest > 0 || count == 0 {
+        digits[count] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        count += 1;
+    }
+    out.push_str(prefix(ty));
+    out.extend(digits[..count].iter().rev().map(|&d| char::from(d)));
+}
+
 impl Names {
     pub fn new(k: &Kernel) -> Names {
         let mut names = Names {
             of_val: vec![UNNAMED; k.vals.len()],
             of_var: Vec::with_capacity(k.vars.len()),
             counts: [0; 6],
-            alias: HashMap::new(),
+            alias: vec![None; k.vals.len()],
         };
         for (_, &ty) in k.vars.iter() {
             let n = names.fresh(ty);
             names.of_var.push(n);
         }
-        let mut find = Aliases { k, names: &mut names, last_use: HashMap::new(), at: Vec::new(), open: HashMap::new() };
+        let mut find =
+            Aliases { k, names: &mut names, last_use: FastMap::default(), at: Vec::new(), open: FastMap::default() };
         find.block(k.body);
         k.walk(k.body, &mut |_, data| {
             data.op.defs(&mut |v| {
-                if !names.alias.contains_key(&v) {
+                if !names.is_alias(v) {
                     names.of_val[v.index()] = names.fresh(k.ty(v));
                 }
             });
@@ -66,13 +79,22 @@ impl Names {
     }
 
     pub fn register(ty: Ty, n: u32) -> String {
-        format!("{}{n}", prefix(ty))
+        let mut name = String::with_capacity(8);
+        write_register(ty, n, &mut name);
+        name
     }
 
     pub fn val(&self, k: &Kernel, v: Val) -> String {
-        match self.alias.get(&v) {
-            Some(&var) => self.var(k, var),
-            None => Self::register(k.ty(v), self.of_val[v.index()]),
+        let mut name = String::with_capacity(8);
+        self.write_val(k, v, &mut name);
+        name
+    }
+
+    /// Appends the name of a value to `out`.
+    pub fn write_val(&self, k: &Kernel, v: Val, out: &mut String) {
+        match self.alias[v.index()] {
+            Some(var) => write_register(k.vars[var], self.of_var[var.index()], out),
+            None => write_register(k.ty(v), self.of_val[v.index()], out),
         }
     }
 
@@ -82,7 +104,7 @@ impl Names {
 
     /// True if the value is read straight from its variable.
     pub fn is_alias(&self, v: Val) -> bool {
-        self.alias.contains_key(&v)
+        self.alias[v.index()].is_some()
     }
 
     /// The `.reg` lines.
@@ -103,11 +125,11 @@ struct Aliases<'a> {
     k: &'a Kernel,
     names: &'a mut Names,
     /// Position in its own block of the op that uses the value last (directly or in a nested block).
-    last_use: HashMap<Val, usize>,
+    last_use: FastMap<Val, usize>,
     /// For each enclosing block, the position being visited.
     at: Vec<usize>,
     /// Results of `get`s in the enclosing blocks, with the block's depth.
-    open: HashMap<Val, usize>,
+    open: FastMap<Val, usize>,
 }
 
 impl Aliases<'_> {
@@ -115,7 +137,7 @@ impl Aliases<'_> {
         let depth = self.at.len();
         self.at.push(0);
         let mut gets: Vec<(usize, Val, Var)> = Vec::new();
-        let mut sets: HashMap<Var, Vec<usize>> = HashMap::new();
+        let mut sets: FastMap<Var, Vec<usize>> = FastMap::default();
         for (at, &inst) in self.k.blocks[block].iter().enumerate() {
             self.at[depth] = at;
             let op = &self.k.insts[inst].op;
@@ -147,7 +169,7 @@ impl Aliases<'_> {
             // A `set` at the last use itself reads its operand first; a nested one may not.
             let safe = positions.get(next_set).is_none_or(|&p| p > last || (p == last && self.is_set(block, p)));
             if safe {
-                self.names.alias.insert(val, var);
+                self.names.alias[val.index()] = Some(var);
             }
         }
     }

@@ -6,7 +6,8 @@
 use super::index::{self, Idx};
 use crate::ptx::simt::{Builder, Cmp, Num, Val};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use zellige_ir::hash::FastMap;
 use zellige_ir::layout::{Coord, FragmentLayout, LANE, LayoutError, REGISTER, WARP, WARP_DIM, tile_dim};
 
 /// One digit of the thread number: `(thread / div) % radix` counts `stride` elements along an axis.
@@ -39,7 +40,7 @@ pub struct Dist {
     /// What each register contributes to the coordinate.
     pub regs: Vec<Coord>,
     /// Register by contribution.
-    by_coord: HashMap<Coord, usize>,
+    by_coord: FastMap<Coord, usize>,
     /// Thread digits along each axis.
     pub threads: Vec<SmallVec<[ThreadDigit; 4]>>,
     /// Thread digits that change nothing: their threads hold replicas.
@@ -50,7 +51,7 @@ impl Dist {
     pub fn new(layout: FragmentLayout) -> Dist {
         let rank = layout.shape().len();
         let regs: Vec<Coord> = (0..layout.regs_per_thread()).map(|r| layout.map().apply(&[r, 0, 0])).collect();
-        let mut by_coord = HashMap::with_capacity(regs.len());
+        let mut by_coord = FastMap::with_capacity_and_hasher(regs.len(), BuildHasherDefault::default());
         for (r, c) in regs.iter().enumerate() {
             by_coord.entry(c.clone()).or_insert(r);
         }

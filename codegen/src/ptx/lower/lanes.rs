@@ -9,6 +9,7 @@ use super::view::Coords;
 use super::{Lowerer, Result, cast};
 use crate::ptx::error::CodegenError;
 use crate::ptx::simt::{SimtOp, Ty, Val};
+use smallvec::SmallVec;
 use std::rc::Rc;
 use zellige_ir::{AtomicOp, Buffer, Def, EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
 
@@ -187,8 +188,9 @@ impl Lowerer<'_> {
             Place::Registers(_) => {
                 let mut vals = Vec::with_capacity(at.len());
                 let zero = self.b.zero(super::value::class(self.func.buffers[buffer].dtype));
+                let thread = self.own_part(op, buffer)?;
                 for c in &at {
-                    let reg = self.own_register(op, buffer, c)?;
+                    let reg = self.own_register(op, buffer, &thread, c)?;
                     vals.push(reg.map_or(zero, |r| self.get_reg(buffer, r)));
                 }
                 vals
@@ -220,8 +222,9 @@ impl Lowerer<'_> {
                 view.store(&mut self.b, &at, &guards, &vals);
             }
             Place::Registers(_) => {
+                let thread = self.own_part(op, buffer)?;
                 for ((&lane, c), v) in lanes.which.iter().zip(&at).zip(vals) {
-                    let Some(reg) = self.own_register(op, buffer, c)? else { continue };
+                    let Some(reg) = self.own_register(op, buffer, &thread, c)? else { continue };
                     // A lane outside the loop may still stand for an element of a larger fragment.
                     let v = match self.active(lanes, lane) {
                         Some(g) => {
@@ -281,15 +284,22 @@ impl Lowerer<'_> {
         Ok(())
     }
 
+    /// What this thread contributes to the places of its elements of a fragment.
+    fn own_part(&mut self, op: Op, buffer: Buffer) -> Result<Coords> {
+        match self.dist_of(buffer) {
+            Some(dist) => Ok(dist.thread_coords(&mut self.b, self.tid)),
+            None => self.malformed(op, "the buffer is no fragment"),
+        }
+    }
+
     /// The register of this thread that holds an element which the analysis of the loop found to be its own; `None` if
     /// the place is dead.
-    fn own_register(&mut self, op: Op, buffer: Buffer, at: &Coords) -> Result<Option<usize>> {
+    fn own_register(&mut self, op: Op, buffer: Buffer, thread: &Coords, at: &Coords) -> Result<Option<usize>> {
         let Some(dist) = self.dist_of(buffer) else {
             return self.malformed(op, "the buffer is no fragment");
         };
-        let thread = dist.thread_coords(&mut self.b, self.tid);
-        let mut coord = Vec::with_capacity(at.len());
-        for (x, t) in at.iter().zip(&thread) {
+        let mut coord: SmallVec<[usize; 4]> = SmallVec::with_capacity(at.len());
+        for (x, t) in at.iter().zip(thread) {
             // The same register means the same contribution of the thread; what is left is the register's.
             let rest = if x.base == t.base { Some(x.off - t.off) } else { None };
             match rest.and_then(|r| usize::try_from(r).ok()) {

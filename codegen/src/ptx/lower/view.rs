@@ -8,8 +8,8 @@ use super::value;
 use super::words;
 use crate::ptx::simt::{Addr, AtomOp, Bin, Builder, Cache, MemTy, Num, Obj, Round, SimtOp, Space, Ty, Val, Vals};
 use smallvec::SmallVec;
-use std::collections::HashMap;
 use zellige_ir::DType;
+use zellige_ir::hash::FastMap;
 
 pub type Coords = SmallVec<[Idx; 4]>;
 
@@ -353,7 +353,7 @@ impl View {
 /// The elements in the order of their addresses as far as these are comparable: those of one register and one guard
 /// together, by their constant parts. Elements at one place keep their order.
 fn by_address(offsets: &[Idx], guards: &[Option<Val>]) -> Vec<usize> {
-    let mut first: HashMap<(Option<Val>, Option<Val>), usize> = HashMap::new();
+    let mut first: FastMap<(Option<Val>, Option<Val>), usize> = FastMap::default();
     let group: Vec<usize> =
         (0..offsets.len()).map(|i| *first.entry((offsets[i].base, guards[i])).or_insert(i)).collect();
     let mut order: Vec<usize> = (0..offsets.len()).collect();

@@ -10,7 +10,7 @@ use super::op::{
 };
 use super::ty::{Num, Space, Ty};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use zellige_ir::hash::FastMap;
 use zellige_ir::{EntityId, Span};
 
 /// A kernel under construction and the block that ops are appended to.
@@ -24,7 +24,7 @@ pub struct Builder {
     /// Open blocks, outermost first.
     scopes: Vec<Scope>,
     /// Visible results of pure ops, by the op with its results blanked.
-    known: HashMap<SimtOp, SmallVec<[Val; 2]>>,
+    known: FastMap<SimtOp, SmallVec<[Val; 2]>>,
     /// For each value, the depth of the scope that defines it.
     depth: Vec<u32>,
     span: u32,
@@ -43,7 +43,7 @@ struct Scope {
 impl Builder {
     pub fn new(kernel: Kernel) -> Builder {
         let root = Scope { block: kernel.body, is_loop: false, pinned: false, keys: Vec::new() };
-        Builder { kernel, scopes: vec![root], known: HashMap::new(), depth: Vec::new(), span: 0 }
+        Builder { kernel, scopes: vec![root], known: FastMap::default(), depth: Vec::new(), span: 0 }
     }
 
     /// Sets the author's place for the ops that follow.

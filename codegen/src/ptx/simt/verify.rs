@@ -7,7 +7,7 @@ use super::builder::mem_reg;
 use super::func::{Block, Inst, Kernel, ObjKind, Val, ValDef};
 use super::op::{Addr, Bin, Fields, MmaKind, Packed, SimtOp, Un};
 use super::ty::{Num, Space, Ty};
-use std::collections::HashSet;
+use zellige_ir::hash::FastSet;
 
 /// What is wrong, with the op as text.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -19,13 +19,13 @@ pub struct VerifyError {
 
 struct Verifier<'k> {
     k: &'k Kernel,
-    defined: HashSet<Val>,
-    seen: HashSet<Inst>,
+    defined: FastSet<Val>,
+    seen: FastSet<Inst>,
 }
 
 /// Checks the whole kernel and returns the first failure.
 pub fn verify(k: &Kernel) -> Result<(), VerifyError> {
-    Verifier { k, defined: HashSet::new(), seen: HashSet::new() }.block(k.body)
+    Verifier { k, defined: FastSet::default(), seen: FastSet::default() }.block(k.body)
 }
 
 impl Verifier<'_> {

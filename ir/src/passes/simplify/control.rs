@@ -2,9 +2,9 @@
 
 use super::{Context, Round, compare};
 use crate::func::{Op, Region, Value};
+use crate::hash::FastSet;
 use crate::numerics::Const;
 use crate::op::{LoopKind, OpKind, Visit};
-use std::collections::HashSet;
 
 /// The rules of this file.
 pub(super) const LAWS: [(&str, &str); 5] = [
@@ -43,7 +43,7 @@ pub(super) fn decide(round: &mut Round<'_>, op: Op) -> Option<Vec<Op>> {
                 return None;
             }
             let zero = round.func.constant(Const::index(0));
-            let mut used = HashSet::new();
+            let mut used = FastSet::default();
             round.func.walk(body, &mut |_, data| {
                 data.kind.for_each_use(&mut |v| {
                     used.insert(v);

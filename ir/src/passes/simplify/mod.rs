@@ -38,9 +38,9 @@ use super::PassStats;
 use crate::DType;
 use crate::analysis::{Affine, Facts, range};
 use crate::func::{Func, Op, Region, Value, ValueDef};
+use crate::hash::{FastMap, FastSet};
 use crate::numerics::Const;
 use crate::op::{BinaryOp, CmpOp, Def, Effect, OpKind, UnaryOp, Visit};
-use std::collections::{HashMap, HashSet};
 
 /// Rounds after which the pass gives up waiting for a fixed point; a handful is usual.
 const MAX_ROUNDS: usize = 16;
@@ -141,14 +141,14 @@ impl Key {
 /// The values at hand in each of the nested regions around the present op, outermost first.
 #[derive(Default)]
 struct Scopes {
-    ops: Vec<HashMap<Key, Value>>,
-    forms: Vec<HashMap<(DType, Affine), Value>>,
+    ops: Vec<FastMap<Key, Value>>,
+    forms: Vec<FastMap<(DType, Affine), Value>>,
 }
 
 impl Scopes {
     fn enter(&mut self) {
-        self.ops.push(HashMap::new());
-        self.forms.push(HashMap::new());
+        self.ops.push(FastMap::default());
+        self.forms.push(FastMap::default());
     }
 
     fn leave(&mut self) {
@@ -200,24 +200,24 @@ struct Round<'a> {
     facts: Facts,
     scopes: Scopes,
     /// Values that are not used any more, and what stands for them.
-    replaced: HashMap<Value, Value>,
+    replaced: FastMap<Value, Value>,
     /// Conditions of `while` loops: they must be computed in the loop's first region.
-    pinned: HashSet<Value>,
+    pinned: FastSet<Value>,
     /// Conditions of top-level assumptions and what they are computed from. Knowing them true, the round would turn
     /// them into constants, and the promise would be lost to later passes; so they stay as they are.
-    promised: HashSet<Value>,
+    promised: FastSet<Value>,
 }
 
 impl<'a> Round<'a> {
     fn new(func: &'a mut Func, stats: &'a mut PassStats) -> Round<'a> {
         let facts = Facts::new(func);
-        let mut pinned = HashSet::new();
+        let mut pinned = FastSet::default();
         func.walk(func.body, &mut |_, data| {
             if let OpKind::While { cond, .. } = data.kind {
                 pinned.insert(cond);
             }
         });
-        let mut promised = HashSet::new();
+        let mut promised = FastSet::default();
         let mut open: Vec<Value> = range::promises(func).collect();
         while let Some(v) = open.pop() {
             if let ValueDef::Op(op) = func.values[v].def
@@ -227,7 +227,7 @@ impl<'a> Round<'a> {
                 func.ops[op].kind.for_each_use(&mut |v| open.push(v));
             }
         }
-        Round { func, stats, facts, scopes: Scopes::default(), replaced: HashMap::new(), pinned, promised }
+        Round { func, stats, facts, scopes: Scopes::default(), replaced: FastMap::default(), pinned, promised }
     }
 
     fn run(mut self) {
