@@ -124,21 +124,24 @@ fn blocks_that_write_the_same_global_words() {
 }
 
 #[test]
-fn last_block_reduction_needs_its_fence() {
-    let code = |fence: &str| {
+fn last_block_reduction_needs_its_fences() {
+    let code = |release: &str, acquire: &str| {
         format!(
             "mov.u32 %r4, %ctaid.x; mul.wide.u32 %rd3, %r4, 4; add.s64 %rd4, %rd0, %rd3; mov.u32 %r5, 1;
-             st.global.u32 [%rd4], %r5; {fence} atom.global.add.u32 %r6, [%rd0+128], 1; setp.ne.u32 %p0, %r6, 1; @%p0 bra END;
-             {fence} ld.global.u32 %r7, [%rd0]; ld.global.u32 %r8, [%rd0+4]; END:"
+             st.global.u32 [%rd4], %r5; {release} atom.global.add.u32 %r6, [%rd0+128], 1; setp.ne.u32 %p0, %r6, 1; @%p0 bra END;
+             {acquire} ld.global.u32 %r7, [%rd0]; ld.global.u32 %r8, [%rd0+4]; END:"
         )
     };
-    let go = |fence: &str| {
+    let go = |release: &str, acquire: &str| {
         let mut m = Memory::new();
         let p = m.alloc_init("buf", &[0; 256]);
-        run(&text(&code(fence)), LaunchDims::linear(2, 1), &ParamBlock::new().u64(p), &mut m)
+        run(&text(&code(release, acquire)), LaunchDims::linear(2, 1), &ParamBlock::new().u64(p), &mut m)
     };
-    assert!(go("membar.gl;").faults.is_empty());
-    only(&go(""), FaultKind::GlobalRace);
+    let fence = "membar.gl;";
+    assert!(go(fence, fence).faults.is_empty());
+    for (release, acquire) in [("", ""), (fence, ""), ("", fence)] {
+        only(&go(release, acquire), FaultKind::GlobalRace);
+    }
 }
 
 #[test]

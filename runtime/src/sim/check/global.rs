@@ -1,8 +1,11 @@
 //! Conflicts of different blocks on global memory.
 //!
 //! Blocks are ordered only by atomics: a block that fences and then performs an atomic releases what it wrote, and a block
-//! whose atomic (or strong load) meets that value afterwards acquires it. The "last block reduces" pattern is therefore
-//! clean with its fence and a fault without it. Works on blocks that run one after another.
+//! whose atomic meets that value and that fences afterwards acquires it. The "last block reduces" pattern is therefore
+//! clean with both of its fences and a fault without one. Works on blocks that run one after another.
+//!
+//! Atomics that combine alike may come in any order. Of an addition and an exchange of one place the order decides, so
+//! something must order them.
 
 use std::collections::HashMap;
 
@@ -16,12 +19,45 @@ struct Cell {
     writer_epoch: u32,
     reader: u32,
     /// Bytes of the word the last writer wrote.
+    /// The last one before it whose atomic it need not be ordered after, because both combine alike.
+    other: u32,
+    other_epoch: u32,
     bytes: u8,
     read_bytes: u8,
-    atomic: bool,
+    atomic: Option<Combines>,
 }
 
-const EMPTY: Cell = Cell { writer: NOBODY, writer_epoch: 0, reader: NOBODY, bytes: 0, read_bytes: 0, atomic: false };
+const EMPTY: Cell = Cell {
+    writer: NOBODY,
+    writer_epoch: 0,
+    reader: NOBODY,
+    other: NOBODY,
+    other_epoch: 0,
+    bytes: 0,
+    read_bytes: 0,
+    atomic: None,
+};
+
+/// How an atomic combines; those alike commute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combines {
+    Sum,
+    Least,
+    Greatest,
+    /// Bits: those of different threads are taken to be different ones.
+    Bits,
+    Exchange,
+    /// Counts up or down, and begins again somewhere.
+    Count,
+    /// A strong load or store: its author wants what comes.
+    Plain,
+}
+
+impl Combines {
+    fn commutes(self, other: Combines) -> bool {
+        self == other || self == Combines::Plain || other == Combines::Plain
+    }
+}
 
 /// How a block accesses memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +66,11 @@ pub enum Access {
     /// A read through a path that does not see what the launch itself writes.
     Constant,
     Write,
-    /// Atomic or strong; these never conflict with each other.
-    Atomic,
+    /// Atomic or strong. `observes`: the block sees what was there, and so that what others did before has happened.
+    Atomic {
+        combines: Combines,
+        observes: bool,
+    },
 }
 
 /// What one block knows of others.
@@ -41,6 +80,8 @@ struct Block {
     /// A device-scope fence was executed since the last release.
     fenced: bool,
     known: HashMap<u32, u32>,
+    /// What atomics have met and no fence has made known yet.
+    met: Vec<(u32, u32)>,
 }
 
 /// The other block, and whether it wrote.
@@ -79,16 +120,26 @@ impl GlobalShadow {
     /// A device-scope fence.
     pub fn fence(&mut self) {
         self.current.fenced = true;
+        self.learn();
     }
 
-    /// An atomic at `address`: releases if fenced (or `release`), acquires what earlier ones released.
-    pub fn atomic(&mut self, address: u64, release: bool) {
+    /// What was met is known from now on.
+    fn learn(&mut self) {
+        for (b, e) in self.current.met.drain(..) {
+            let k = self.current.known.entry(b).or_default();
+            *k = (*k).max(e);
+        }
+    }
+
+    /// An atomic at `address`: releases if fenced (or `release`), and meets what earlier ones released. That is acquired by
+    /// the next fence, or at once (`acquire`).
+    pub fn atomic(&mut self, address: u64, acquire: bool, release: bool) {
         let id = self.current_id;
         if let Some(told) = self.locations.get(&address) {
-            for (b, e) in told {
-                let k = self.current.known.entry(*b).or_default();
-                *k = (*k).max(*e);
-            }
+            self.current.met.extend(told.iter().map(|(&b, &e)| (b, e)));
+        }
+        if acquire {
+            self.learn();
         }
         if release || self.current.fenced {
             let told = self.locations.entry(address).or_default();
@@ -132,10 +183,16 @@ impl GlobalShadow {
     fn word(&self, c: &mut Cell, mask: u8, how: Access) -> Option<Conflict> {
         let id = self.current_id;
         let mut found = None;
-        let strong = how == Access::Atomic;
-        if c.writer != NOBODY && c.bytes & mask != 0 && !(strong && c.atomic) && !self.ordered(c.writer, c.writer_epoch)
-        {
+        let strong = match how {
+            Access::Atomic { combines, .. } => Some(combines),
+            Access::Read | Access::Constant | Access::Write => None,
+        };
+        let commutes = matches!((strong, c.atomic), (Some(new), Some(old)) if new.commutes(old));
+        if c.writer != NOBODY && c.bytes & mask != 0 && !commutes && !self.ordered(c.writer, c.writer_epoch) {
             found = Some(Conflict { block: c.writer, wrote: true });
+        }
+        if c.other != NOBODY && c.bytes & mask != 0 && !commutes && !self.ordered(c.other, c.other_epoch) {
+            found = Some(Conflict { block: c.other, wrote: true });
         }
         if how == Access::Constant && c.writer != NOBODY && c.bytes & mask != 0 {
             found = Some(Conflict { block: c.writer, wrote: true });
@@ -150,7 +207,7 @@ impl GlobalShadow {
             return found;
         }
         // Earlier reads carry no epoch: a reader that any atomic has ordered before us is taken as ordered.
-        if c.reader != NOBODY && c.reader != id && c.read_bytes & mask != 0 && !strong {
+        if c.reader != NOBODY && c.reader != id && c.read_bytes & mask != 0 && strong.is_none() {
             let ordered = c.reader != SEVERAL && self.current.known.contains_key(&c.reader);
             if !ordered {
                 found = found.or(Some(Conflict { block: c.reader, wrote: false }));
@@ -159,6 +216,11 @@ impl GlobalShadow {
         let same_writer = c.writer == id && c.writer_epoch == self.current.epoch;
         // Only the last writer is remembered: forgetting another one's bytes can miss a conflict, never invent one.
         c.bytes = if same_writer { c.bytes | mask } else { mask };
+        if !commutes || matches!(how, Access::Atomic { observes: true, .. }) {
+            c.other = NOBODY;
+        } else if c.writer != id {
+            (c.other, c.other_epoch) = (c.writer, c.writer_epoch);
+        }
         (c.writer, c.writer_epoch, c.atomic) = (id, self.current.epoch, strong);
         found
     }
@@ -189,19 +251,44 @@ mod tests {
 
     #[test]
     fn fence_and_atomic_order_blocks() {
-        for fenced in [true, false] {
-            let mut g = GlobalShadow::default();
-            g.enter(0);
-            g.access(0, 64, 0, 4, Access::Write);
-            if fenced {
-                g.fence();
+        let add = atomic(Combines::Sum, false);
+        for (before, after) in [(true, true), (true, false), (false, true), (false, false)] {
+            for (what, later) in [(Access::Write, Access::Read), (add, atomic(Combines::Exchange, true))] {
+                let mut g = GlobalShadow::default();
+                g.enter(0);
+                g.access(0, 64, 0, 4, what);
+                if before {
+                    g.fence();
+                }
+                g.access(1, 4, 0, 4, add);
+                g.atomic(256, false, false);
+                g.enter(1);
+                g.access(1, 4, 0, 4, add);
+                g.atomic(256, false, false);
+                if after {
+                    g.fence();
+                }
+                assert_eq!(g.access(0, 64, 0, 4, later).is_none(), before && after, "{what:?} {later:?}");
             }
-            g.access(1, 4, 0, 4, Access::Atomic);
-            g.atomic(256, false);
-            g.enter(1);
-            g.access(1, 4, 0, 4, Access::Atomic);
-            g.atomic(256, false);
-            assert_eq!(g.access(0, 64, 0, 4, Access::Read).is_none(), fenced);
+        }
+    }
+
+    fn atomic(combines: Combines, observes: bool) -> Access {
+        Access::Atomic { combines, observes }
+    }
+
+    #[test]
+    fn atomics_alike_come_in_any_order() {
+        for observes in [true, false] {
+            let mut g = GlobalShadow::default();
+            for block in 0..3 {
+                g.enter(block);
+                assert_eq!(g.access(0, 64, 0, 4, atomic(Combines::Sum, observes)), None);
+            }
+            // The last block has seen the others' sums, or may come before them.
+            assert_eq!(g.access(0, 64, 0, 4, atomic(Combines::Exchange, true)).is_none(), observes);
+            g.enter(3);
+            assert!(g.access(0, 64, 0, 4, atomic(Combines::Plain, true)).is_none());
         }
     }
 }

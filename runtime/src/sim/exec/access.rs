@@ -1,7 +1,7 @@
 //! One thread's access to one place of memory: bounds, alignment, initialisation and race checks, then the data.
 
 use super::state::{Cluster, Warp};
-use crate::sim::check::global::Access;
+use crate::sim::check::global::{Access, Combines};
 use crate::sim::check::shadow::{Conflict, EMPTY, Who};
 use crate::sim::decode::SHARED_BASE;
 use crate::sim::decode::op::Space;
@@ -168,7 +168,7 @@ impl Cluster<'_> {
         }
         if races {
             let kind = match how {
-                How { strong: true, .. } => Access::Atomic,
+                How { strong: true, .. } => Access::Atomic { combines: Combines::Plain, observes: false },
                 How { constant: true, .. } => Access::Constant,
                 _ => Access::Read,
             };
@@ -191,7 +191,8 @@ impl Cluster<'_> {
         a.store(at, bytes, value);
         let len = a.len;
         if races {
-            let kind = if how.strong { Access::Atomic } else { Access::Write };
+            let kind =
+                if how.strong { Access::Atomic { combines: Combines::Plain, observes: false } } else { Access::Write };
             self.global_race(warp, lane, address, (at, bytes, len), kind);
             self.race_within_block(warp, lane, address, (at, bytes), true, How { same, ..how });
         }

@@ -4,7 +4,7 @@ use super::access::How;
 use super::combine::combine;
 use super::regs::lanes;
 use super::state::{Cluster, Warp};
-use crate::sim::check::global::Access;
+use crate::sim::check::global::{Access, Combines};
 use crate::sim::decode::op::{AtomOp, AtomSem, AtomTy, Inst, Space};
 
 const STRONG: How = How { strong: true, ..How::PLAIN };
@@ -91,15 +91,33 @@ impl Cluster<'_> {
                     self.uninitialised(warp, lane, address, bytes, name);
                 }
                 if self.global.is_some() {
-                    self.global_race(warp, lane, address, (at, bytes, len), Access::Atomic);
+                    self.global_race(
+                        warp,
+                        lane,
+                        address,
+                        (at, bytes, len),
+                        Access::Atomic { combines: combines(op), observes: ret },
+                    );
                     self.race_within_block(warp, lane, address, (at, bytes), true, STRONG);
                     if let Some(g) = &mut self.global {
-                        g.atomic(address, sem.release);
+                        g.atomic(address, sem.acquire, sem.release);
                     }
                 }
                 old
             }
         }
+    }
+}
+
+/// For the order of atomics of different blocks.
+pub(super) fn combines(op: AtomOp) -> Combines {
+    match op {
+        AtomOp::Add => Combines::Sum,
+        AtomOp::Min => Combines::Least,
+        AtomOp::Max => Combines::Greatest,
+        AtomOp::And | AtomOp::Or | AtomOp::Xor => Combines::Bits,
+        AtomOp::Exch | AtomOp::Cas => Combines::Exchange,
+        AtomOp::Inc | AtomOp::Dec => Combines::Count,
     }
 }
 

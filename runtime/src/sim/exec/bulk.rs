@@ -250,7 +250,13 @@ impl Cluster<'_> {
             };
             a.update(at, n, |old| combine(op, ty, old, b, 0));
             let len = a.len;
-            self.global_race(warp, lane, g + u64::from(k), (at, n, len), Access::Atomic);
+            self.global_race(
+                warp,
+                lane,
+                g + u64::from(k),
+                (at, n, len),
+                Access::Atomic { combines: super::atomics::combines(op), observes: false },
+            );
         }
     }
 
