@@ -2,11 +2,12 @@
 //! write side by side.
 //!
 //! Between phases that write one object there must be a barrier unless their elements differ. For tensors the tile IR
-//! tells: along some axis each access stands at an affine form plus a range. Depends on the tile IR's analyses only; the
-//! lowering hands what it finds to barrier insertion.
+//! tells: along some axis each access stands at an affine form plus a range, and of two forms the conditions around may
+//! prove one to be larger. Depends on the tile IR's analyses only; the lowering hands what it finds to barrier insertion.
 
-use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use zellige_ir::analysis::{Affine, Facts, Term};
+use zellige_ir::hash::{FastMap, FastSet};
 use zellige_ir::{Buffer, Func, Indices, LoopKind, Op, OpKind, Region, Scope, Value, Visit, Window};
 
 /// Where an access stands along an axis: `base + lo ..= base + hi`.
@@ -23,35 +24,55 @@ type Access = (Buffer, Vec<Option<Place>>);
 /// What a function's accesses of tensors have in common.
 pub struct Apart {
     /// Tensors of which each turn of a loop touches elements that no other turn of it does.
-    pub split: HashMap<Op, Vec<Buffer>>,
-    accesses: HashMap<Op, Vec<Access>>,
+    pub split: FastMap<Op, Vec<Buffer>>,
+    accesses: FastMap<Op, Vec<Access>>,
     /// The loops around an op that is not in a parallel loop; `None` under an unrolled one, whose turns share their ops.
-    nests: HashMap<Op, Option<Vec<Op>>>,
+    nests: FastMap<Op, Option<Vec<Op>>>,
+    facts: Rc<Facts>,
 }
 
 impl Apart {
     pub fn new(func: &Func) -> Apart {
-        let facts = Facts::new(func);
-        let mut apart = Apart { split: HashMap::new(), accesses: HashMap::new(), nests: HashMap::new() };
+        let facts = Rc::new(Facts::new(func));
+        let (split, accesses, nests) = (FastMap::default(), FastMap::default(), FastMap::default());
+        let mut apart = Apart { split, accesses, nests, facts: facts.clone() };
         let written = zellige_ir::analysis::effects::written_in(func, func.body);
-        let tensors: HashSet<Buffer> =
+        let tensors: FastSet<Buffer> =
             written.into_iter().filter(|&b| func.buffers[b].scope == Scope::Global).collect();
         apart.region(func, &facts, &tensors, func.body, &Some(Vec::new()));
         apart
     }
 
+    /// True if an op accesses a tensor.
+    pub fn touches(&self, op: Op, tensor: Buffer) -> bool {
+        self.accesses.get(&op).into_iter().flatten().any(|(t, _)| *t == tensor)
+    }
+
     /// True if two ops of one turn of the loops around both touch different elements of a tensor.
-    pub fn differ(&self, a: Op, b: Op, tensor: Buffer) -> bool {
+    pub fn differ(&self, func: &Func, a: Op, b: Op, tensor: Buffer) -> bool {
         let (Some(Some(x)), Some(Some(y))) = (self.nests.get(&a), self.nests.get(&b)) else { return false };
         let of = |op: Op| self.accesses.get(&op).into_iter().flatten().filter(|(t, _)| *t == tensor);
-        a != b && x == y && of(a).all(|(_, p)| of(b).all(|(_, q)| p.iter().zip(q).any(|(p, q)| beside(p, q))))
+        let along = |p: &[Option<Place>], q: &[Option<Place>], f: &dyn Fn(&Place, &Place) -> bool| {
+            p.iter().zip(q).any(|(p, q)| matches!((p, q), (Some(p), Some(q)) if f(p, q)))
+        };
+        let differ = |f: &dyn Fn(&Place, &Place) -> bool| of(a).all(|(_, p)| of(b).all(|(_, q)| along(p, q, f)));
+        a != b && x == y && (differ(&beside) || differ(&|p, q| beside(p, q) || self.proven(func, b, p, q)))
+    }
+
+    /// True if where `at` is executed one place is proven to end before the other begins.
+    fn proven(&self, func: &Func, at: Op, p: &Place, q: &Place) -> bool {
+        let before = |x: &Place, y: &Place| {
+            let (end, start) = (x.base.offset(x.hi), y.base.offset(y.lo));
+            matches!((end, start), (Some(end), Some(start)) if self.facts.proves_less(func, at, &end, &start))
+        };
+        p.base != q.base && (before(p, q) || before(q, p))
     }
 
     fn region(
         &mut self,
         func: &Func,
         facts: &Facts,
-        tensors: &HashSet<Buffer>,
+        tensors: &FastSet<Buffer>,
         region: Region,
         nest: &Option<Vec<Op>>,
     ) {
@@ -85,8 +106,7 @@ impl Apart {
 }
 
 /// True if the places have no element in common.
-fn beside(p: &Option<Place>, q: &Option<Place>) -> bool {
-    let (Some(p), Some(q)) = (p, q) else { return false };
+fn beside(p: &Place, q: &Place) -> bool {
     p.base == q.base && (p.hi < q.lo || q.hi < p.lo)
 }
 
@@ -113,8 +133,8 @@ fn splits(func: &Func, facts: &Facts, op: Op, index: Value, tensor: Buffer) -> b
 
 /// All accesses of tensors by an op and the ops in it. `keep` is an index that stays in the forms.
 fn accesses_under(func: &Func, facts: &Facts, op: Op, keep: Option<Value>) -> Vec<Access> {
-    let mut inside: HashSet<Value> = HashSet::new();
-    let mut ranges: HashMap<Value, i64> = HashMap::new();
+    let mut inside: FastSet<Value> = FastSet::default();
+    let mut ranges: FastMap<Value, i64> = FastMap::default();
     let mut note = |kind: &OpKind| {
         kind.for_each_def(&mut |v| {
             inside.insert(v);
@@ -225,8 +245,8 @@ mod tests {
             });
             let (apart, tensor) = (Apart::new(&func), tensor.unwrap());
             assert_eq!(apart.split[&loops[0]].contains(&tensor), parts, "turns {step} apart");
-            assert!(apart.differ(copies[0], copies[1], tensor));
-            assert!(!apart.differ(copies[0], copies[0], tensor));
+            assert!(apart.differ(&func, copies[0], copies[1], tensor));
+            assert!(!apart.differ(&func, copies[0], copies[0], tensor));
         }
     }
 }

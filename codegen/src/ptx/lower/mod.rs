@@ -351,15 +351,14 @@ impl<'f> Lowerer<'f> {
 
     /// Tells barrier insertion which phases touch different elements of a tensor.
     fn note_apart(&mut self) {
-        let tensors: Vec<(Buffer, Obj)> = self.written_tensors();
-        for (i, &after) in self.phase_ops.iter().enumerate() {
-            for (j, &before) in self.phase_ops[..i].iter().enumerate() {
-                let (Some(before), Some(after)) = (before, after) else { continue };
-                for &(tensor, obj) in &tensors {
-                    if self.apart.differ(before, after, tensor) {
-                        self.b.kernel.phases[PhaseId::from_index(i)].apart.push((obj, PhaseId::from_index(j)));
-                    }
-                }
+        for (tensor, obj) in self.written_tensors() {
+            let of = |(i, op): (usize, &Option<Op>)| Some((i, op.filter(|&op| self.apart.touches(op, tensor))?));
+            let phases: Vec<(usize, Op)> = self.phase_ops.iter().enumerate().filter_map(of).collect();
+            for (n, &(i, after)) in phases.iter().enumerate() {
+                let before =
+                    phases[..n].iter().filter(|(_, before)| self.apart.differ(self.func, *before, after, tensor));
+                let found = before.map(|&(j, _)| (obj, PhaseId::from_index(j)));
+                self.b.kernel.phases[PhaseId::from_index(i)].apart.extend(found);
             }
         }
     }

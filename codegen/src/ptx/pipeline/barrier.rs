@@ -1,63 +1,171 @@
 //! Barrier insertion: between two phases of which one writes what other threads access in the other.
 //!
 //! The lowering marks phases and says which objects each access stays within. Walking the kernel, the pass keeps the
-//! accesses since the last barrier; at a phase that conflicts with one of them (read after write, write after read, write
-//! after write, on one object or on two that share bytes) the phase's mark becomes a barrier, otherwise it vanishes.
-//! Loops are walked until nothing changes, so accesses of one iteration meet those of the next; the arms of a
+//! accesses that no barrier has followed yet; at a phase that conflicts with one of them (read after write, write after
+//! read, write after write, on one object or on two that share bytes) the phase's mark becomes a barrier, otherwise it
+//! vanishes. Loops are walked until nothing changes, so accesses of one iteration meet those of the next; the arms of a
 //! conditional are walked apart and their accesses united. Control flow that threads may leave differently contains no
-//! marks, hence no barrier. What the lowering knows to be different elements needs none either: of phases in one turn
-//! (`apart` of a [`PhaseInfo`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop (`split` of an
-//! [`ObjData`](crate::ptx::simt::ObjData)).
+//! marks, hence no barrier.
+//!
+//! Which threads touch which bytes is computed as far as it follows from a thread's number ([`super::meet`]): nobody waits
+//! where each thread meets only itself, and only the warp where it meets only its warp. What the lowering knows to be
+//! different elements needs no barrier either: of phases in one turn (`apart` of a
+//! [`PhaseInfo`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop (`split` of an
+//! [`ObjData`](crate::ptx::simt::ObjData)). At the end barriers that others imply are taken back: a barrier that a loop needs
+//! may make one unnecessary that was found before.
 
+use super::meet::{self, Level, Turn};
 use super::shared::overlap;
-use crate::ptx::simt::{Block, Inst, Kernel, Obj, ObjKind, PhaseId, SimtOp};
-use std::collections::{HashMap, HashSet};
+use super::sites::{Access, Kind, Sites, Step, Touch, thread_count, touches};
+use super::threads::Threads;
+use crate::ptx::simt::{Block, Fields, Inst, Kernel, Obj, PhaseId, SimtOp};
+use zellige_ir::hash::FastMap;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-enum Kind {
-    Read,
-    Write,
-    Atomic,
+/// An access that some thread may not have waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct State {
+    /// The outermost loop that has gone into another turn since: atoms under fewer loops than this have kept their numbers.
+    turned: u32,
+    /// The threads of each warp have met since.
+    warp_met: bool,
 }
 
-impl Kind {
-    fn conflicts(self, later: Kind) -> bool {
-        match (self, later) {
-            (Kind::Read, Kind::Read) | (Kind::Atomic, Kind::Atomic) => false,
-            (Kind::Read | Kind::Write | Kind::Atomic, _) => true,
-        }
+/// No loop has turned.
+const FRESH: u32 = u32::MAX;
+
+/// What is pending, by access.
+type Pending = Vec<Option<State>>;
+
+fn unite(into: &mut [Option<State>], other: &[Option<State>]) {
+    for (a, b) in into.iter_mut().zip(other) {
+        *a = match (*a, *b) {
+            (None, x) | (x, None) => x,
+            (Some(x), Some(y)) => Some(State { turned: x.turned.min(y.turned), warp_met: x.warp_met && y.warp_met }),
+        };
     }
 }
 
-/// An access since the last barrier.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Access {
-    obj: Obj,
-    kind: Kind,
-    phase: Option<PhaseId>,
-    /// It may have happened in an earlier turn of a loop around its phase.
-    stale: bool,
+/// Decides which threads meet in which accesses.
+struct Meetings<'k> {
+    k: &'k Kernel,
+    sites: Sites<'k>,
+    threads: Option<Threads<'k>>,
+    touches: FastMap<usize, FastMap<(Obj, Kind), Vec<Touch>>>,
+    /// For each access those before it that could conflict.
+    rivals: Vec<Vec<usize>>,
+    known: FastMap<(usize, usize, u32), Level>,
 }
 
-type Pending = HashSet<Access>;
+impl<'k> Meetings<'k> {
+    fn new(k: &'k Kernel) -> Meetings<'k> {
+        let sites = Sites::new(k);
+        let rival = |x: &Access, y: &Access| {
+            x.kind.conflicts(y.kind) && if x.obj == y.obj { !k.objs[x.obj].managed } else { overlap(k, x.obj, y.obj) }
+        };
+        let all = &sites.accesses;
+        let rivals = all.iter().map(|y| (0..all.len()).filter(|&x| rival(&all[x], y)).collect()).collect();
+        Meetings { k, rivals, sites, threads: None, touches: FastMap::default(), known: FastMap::default() }
+    }
+
+    /// Who has to wait between the accesses `before` and `after`.
+    fn level(&mut self, before: usize, state: State, after: usize) -> Level {
+        let [x, y] = [before, after].map(|a| self.sites.accesses[a]);
+        let phase = |site: usize| self.sites.sites[site].phase;
+        if state.turned == FRESH
+            && x.obj == y.obj
+            && let (Some(before), Some(after)) = (phase(x.site), phase(y.site))
+            && self.k.phases[after].apart.contains(&(x.obj, before))
+        {
+            return Level::Thread;
+        }
+        if let Some(&level) = self.known.get(&(before, after, state.turned)) {
+            return level;
+        }
+        for site in [x.site, y.site] {
+            if self.touches.contains_key(&site) {
+                continue;
+            }
+            let threads = self.threads.get_or_insert_with(|| Threads::new(self.k, thread_count(self.k)));
+            let mut by_access: FastMap<(Obj, Kind), Vec<Touch>> = FastMap::default();
+            for (of, touch) in touches(self.k, threads, &self.sites.sites[site]) {
+                by_access.entry(of).or_default().push(touch);
+            }
+            self.touches.insert(site, by_access);
+        }
+        let of = |a: Access| self.touches.get(&a.site).and_then(|t| t.get(&(a.obj, a.kind))).map(Vec::as_slice);
+        let level = match (of(x), of(y), &mut self.threads) {
+            (Some(before), Some(after), Some(threads)) => {
+                let turn = Turn { depth: state.turned };
+                meet::level(threads, (x.kind, before), (y.kind, after), &turn)
+            }
+            // Loops that never run.
+            _ => Level::Thread,
+        };
+        self.known.insert((before, after, state.turned), level);
+        level
+    }
+}
+
+/// The barriers at marks, by the marks' numbers.
+type Barriers = Vec<Level>;
 
 struct Pass<'k> {
     k: &'k Kernel,
-    /// Marks that become barriers, with the first conflict found.
-    barriers: HashMap<Inst, (Access, Access)>,
+    meetings: Meetings<'k>,
+    barriers: Barriers,
+    /// Add barriers where they are needed, rather than finding out whether some are.
+    inserts: bool,
+    /// A barrier is missing.
+    missed: bool,
+    /// A conflict that each barrier is for.
+    reasons: FastMap<usize, (usize, usize)>,
 }
 
 /// Replaces phase marks by barriers where they are needed and removes the others. Adds the reasons to `explain`.
 pub fn insert(k: &mut Kernel, explain: &mut Vec<String>) {
-    let mut pass = Pass { k, barriers: HashMap::new() };
-    pass.block(k.body, Pending::new());
-    let barriers = pass.barriers;
-    let mut reasons: Vec<(Inst, String)> =
-        barriers.iter().map(|(&inst, (old, new))| (inst, reason(k, old, new))).collect();
+    let (chosen, mut reasons) = decide(k);
     reasons.sort();
     explain.extend(reasons.into_iter().map(|(_, r)| r));
     let body = k.body;
-    rewrite(k, body, &barriers.keys().copied().collect());
+    rewrite(k, body, &chosen);
+}
+
+fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
+    let meetings = Meetings::new(k);
+    let marks = meetings.sites.marks.clone();
+    let mut pass = Pass {
+        k,
+        meetings,
+        barriers: vec![Level::Thread; marks.len()],
+        inserts: true,
+        missed: false,
+        reasons: FastMap::default(),
+    };
+    pass.run();
+    pass.inserts = false;
+    // The innermost first: they cost most.
+    let mut order: Vec<usize> = (0..marks.len()).filter(|&m| pass.barriers[m] != Level::Thread).collect();
+    order.sort_by_key(|&m| (std::cmp::Reverse(marks[m].1), m));
+    for m in order {
+        let had = pass.barriers[m];
+        for less in [Level::Thread, Level::Warp].into_iter().filter(|l| *l < had) {
+            pass.barriers[m] = less;
+            if pass.is_safe() {
+                break;
+            }
+            pass.barriers[m] = had;
+        }
+    }
+    // What each of those that are left is for.
+    pass.reasons.clear();
+    let safe = pass.is_safe();
+    debug_assert!(safe, "a barrier is missing in `{}`", k.name);
+    let chosen = marks.iter().zip(&pass.barriers).filter(|(_, l)| **l != Level::Thread).map(|(m, l)| (m.0, *l));
+    let mut reasons = Vec::new();
+    for (&m, &(before, after)) in &pass.reasons {
+        reasons.push((marks[m].0, pass.reason(pass.barriers[m], before, after)));
+    }
+    (chosen.collect(), reasons)
 }
 
 fn describe(k: &Kernel, phase: Option<PhaseId>) -> String {
@@ -70,38 +178,19 @@ fn describe(k: &Kernel, phase: Option<PhaseId>) -> String {
     }
 }
 
-fn reason(k: &Kernel, old: &Access, new: &Access) -> String {
-    let verb = |kind| match kind {
-        Kind::Read => "reads",
-        Kind::Write => "writes",
-        Kind::Atomic => "updates",
-    };
-    let before = describe(k, old.phase);
-    let after = describe(k, new.phase);
-    let (o, n) = (&k.objs[old.obj].name, &k.objs[new.obj].name);
-    if old.obj == new.obj {
-        format!("barrier: before {after}, which {} {n}; {before} {} it", verb(new.kind), verb(old.kind))
-    } else {
-        format!(
-            "barrier: before {after}, which {} {n}; {before} {} {o}, which shares its bytes",
-            verb(new.kind),
-            verb(old.kind)
-        )
-    }
-}
-
-fn rewrite(k: &mut Kernel, block: Block, barriers: &HashSet<Inst>) {
+fn rewrite(k: &mut Kernel, block: Block, barriers: &FastMap<Inst, Level>) {
     let insts = std::mem::take(&mut k.blocks[block]);
     let mut kept = Vec::with_capacity(insts.len());
     for inst in insts {
         if let SimtOp::Phase { .. } = k.insts[inst].op {
-            if !barriers.contains(&inst) {
-                continue;
-            }
-            k.insts[inst].op = SimtOp::Bar {};
+            k.insts[inst].op = match barriers.get(&inst) {
+                None | Some(Level::Thread) => continue,
+                Some(Level::Warp) => SimtOp::BarWarp {},
+                Some(Level::Block) => SimtOp::Bar {},
+            };
         }
         let mut nested = Vec::new();
-        crate::ptx::simt::Fields::blocks(&k.insts[inst].op, &mut |b| nested.push(b));
+        k.insts[inst].op.blocks(&mut |b| nested.push(b));
         for b in nested {
             rewrite(k, b, barriers);
         }
@@ -111,159 +200,134 @@ fn rewrite(k: &mut Kernel, block: Block, barriers: &HashSet<Inst>) {
 }
 
 impl Pass<'_> {
-    /// Walks a block with the accesses pending at its start; returns those pending at its end.
-    fn block(&mut self, block: Block, mut pending: Pending) -> Pending {
-        let insts = self.k.blocks[block].clone();
-        let mut i = 0;
-        let mut phase = None;
-        while i < insts.len() {
-            let inst = insts[i];
-            match &self.k.insts[inst].op {
-                SimtOp::Bar {} => pending.clear(),
-                SimtOp::Phase { id } => {
-                    phase = Some(*id);
-                    let accesses = self.phase_accesses(&insts[i + 1..], phase);
-                    if let Some(conflict) = self.conflict(&pending, &accesses) {
-                        self.barriers.entry(inst).or_insert(conflict);
-                        pending.clear();
-                    } else if self.barriers.contains_key(&inst) {
-                        // Needed on another way here.
-                        pending.clear();
-                    }
+    fn run(&mut self) {
+        let steps = std::mem::take(&mut self.meetings.sites.steps);
+        let nothing = vec![None; self.meetings.sites.accesses.len()];
+        self.walk(&steps, nothing);
+        self.meetings.sites.steps = steps;
+    }
+
+    /// True if the barriers chosen are enough.
+    fn is_safe(&mut self) -> bool {
+        self.missed = false;
+        self.run();
+        !self.missed
+    }
+
+    /// Walks steps with the accesses pending at their start; returns those pending at their end.
+    fn walk(&mut self, steps: &[Step], mut pending: Pending) -> Pending {
+        for step in steps {
+            if self.missed && !self.inserts {
+                break;
+            }
+            match step {
+                Step::Bar => pending.iter_mut().for_each(|p| *p = None),
+                Step::BarWarp => warps_meet(&mut pending),
+                Step::Mark { number, site } => {
+                    self.mark(*number, *site, &mut pending);
+                    self.add(*site, &mut pending);
                 }
-                SimtOp::For { body, .. } if self.has_order(*body) => {
-                    pending = self.repeat(&[*body], pending);
-                }
-                SimtOp::While { before, body, .. } if self.has_order(*before) || self.has_order(*body) => {
-                    pending = self.repeat(&[*before, *body], pending);
-                }
-                SimtOp::If { then_body, else_body, .. } if self.has_order(*then_body) || self.has_order(*else_body) => {
-                    let other = self.block(*else_body, pending.clone());
-                    pending = self.block(*then_body, pending);
-                    pending.extend(other);
-                }
-                _ => {
-                    let mut found = Vec::new();
-                    self.accesses(inst, phase, &mut found);
-                    pending.extend(found);
+                Step::Site(site) => self.add(*site, &mut pending),
+                Step::Loop { depth, bodies } => pending = self.repeat(*depth, bodies, pending),
+                Step::Branch { arms: [one, other] } => {
+                    let after = self.walk(other, pending.clone());
+                    pending = self.walk(one, pending);
+                    unite(&mut pending, &after);
                 }
             }
-            i += 1;
         }
         pending
     }
 
-    /// A loop over blocks, until another turn adds nothing.
-    fn repeat(&mut self, blocks: &[Block], pending: Pending) -> Pending {
-        let mut entry = pending;
-        loop {
-            let known = self.barriers.len();
-            let mut state = entry.clone();
-            for &b in blocks {
-                state = self.block(b, state);
-            }
-            let size = entry.len();
-            let turn: Vec<Access> = state.difference(&entry).map(|a| Access { stale: true, ..*a }).collect();
-            let split = |a: &&Access| blocks.iter().any(|b| self.k.objs[a.obj].split.contains(b));
-            entry.extend(turn.iter().filter(|a| !split(a)));
-            if entry.len() == size && self.barriers.len() == known {
-                entry.extend(turn);
-                return entry;
-            }
+    fn add(&mut self, site: usize, pending: &mut [Option<State>]) {
+        for access in self.meetings.sites.sites[site].accesses.clone() {
+            pending[access] = Some(State { turned: FRESH, warp_met: false });
         }
     }
 
-    /// True if the block contains marks or barriers.
-    fn has_order(&self, block: Block) -> bool {
-        let mut found = false;
-        self.k.walk(block, &mut |_, d| found |= matches!(d.op, SimtOp::Phase { .. } | SimtOp::Bar {}));
-        found
-    }
-
-    /// Accesses of a phase: what follows its mark in the block, up to the next mark, barrier or control flow with
-    /// marks of its own.
-    fn phase_accesses(&self, rest: &[Inst], phase: Option<PhaseId>) -> Vec<Access> {
-        let mut found = Vec::new();
-        for &inst in rest {
-            let op = &self.k.insts[inst].op;
-            if matches!(op, SimtOp::Phase { .. } | SimtOp::Bar {}) {
-                break;
-            }
-            let mut ordered = false;
-            crate::ptx::simt::Fields::blocks(op, &mut |b| ordered |= self.has_order(b));
-            if ordered {
-                break;
-            }
-            self.accesses(inst, phase, &mut found);
-        }
-        found
-    }
-
-    /// Accesses of an op and of what is nested in it.
-    fn accesses(&self, inst: Inst, phase: Option<PhaseId>, found: &mut Vec<Access>) {
-        let mut add = |obj: Obj, kind: Kind| {
-            let relevant = match self.k.objs[obj].kind {
-                ObjKind::Global { read_only } => !read_only,
-                ObjKind::Shared { .. } => true,
-                ObjKind::Local { .. } => false,
-            };
-            let access = Access { obj, kind, phase, stale: false };
-            if relevant && !found.contains(&access) {
-                found.push(access);
-            }
-        };
-        let op = &self.k.insts[inst].op;
-        match op {
-            SimtOp::Ld { addr, .. } | SimtOp::LdMatrix { addr, .. } => add(addr.obj, Kind::Read),
-            SimtOp::St { addr, .. } | SimtOp::StMatrix { addr, .. } => add(addr.obj, Kind::Write),
-            SimtOp::Atom { addr, .. } => add(addr.obj, Kind::Atomic),
-            SimtOp::CpAsync { dst, src, .. } => {
-                add(src.obj, Kind::Read);
-                add(dst.obj, Kind::Write);
-            }
-            _ => {}
-        }
-        let mut nested = Vec::new();
-        crate::ptx::simt::Fields::blocks(op, &mut |b| nested.push(b));
-        for b in nested {
-            for &inner in &self.k.blocks[b] {
-                self.accesses(inner, phase, found);
-            }
-        }
-    }
-
-    fn conflict(&self, pending: &Pending, accesses: &[Access]) -> Option<(Access, Access)> {
-        let mut all: Vec<&Access> = pending.iter().collect();
-        // A set has no order of its own; the explanation should.
-        all.sort_by_key(|a| (a.phase, a.obj, a.kind));
-        for new in accesses {
-            for old in &all {
-                if old.kind.conflicts(new.kind) && self.share(old, new) {
-                    return Some((**old, *new));
+    fn mark(&mut self, number: usize, site: usize, pending: &mut [Option<State>]) {
+        let have = self.barriers[number];
+        let mut need = Level::Thread;
+        'all: for after in self.meetings.sites.sites[site].accesses.clone() {
+            for i in 0..self.meetings.rivals[after].len() {
+                let before = self.meetings.rivals[after][i];
+                let Some(state) = pending[before] else { continue };
+                let level = self.meetings.level(before, state, after);
+                if level == Level::Thread || (level == Level::Warp && state.warp_met) {
+                    continue;
+                }
+                if level > need {
+                    need = level;
+                    self.reasons.insert(number, (before, after));
+                }
+                if need == Level::Block || (!self.inserts && need > have) {
+                    break 'all;
                 }
             }
         }
-        None
-    }
-
-    /// True if other threads may meet in these accesses.
-    fn share(&self, old: &Access, new: &Access) -> bool {
-        if old.obj == new.obj {
-            return !self.k.objs[old.obj].managed && !self.same_footprint(old, new) && !self.apart(old, new);
+        if need > have {
+            self.missed = true;
+            if self.inserts {
+                self.barriers[number] = need;
+            }
         }
-        overlap(self.k, old.obj, new.obj)
+        match self.barriers[number] {
+            Level::Thread => {}
+            Level::Warp => warps_meet(pending),
+            Level::Block => pending.iter_mut().for_each(|p| *p = None),
+        }
     }
 
-    fn apart(&self, old: &Access, new: &Access) -> bool {
-        let (Some(before), Some(after)) = (old.phase, new.phase) else { return false };
-        !old.stale && self.k.phases[after].apart.contains(&(old.obj, before))
+    /// A loop, until another turn adds nothing.
+    fn repeat(&mut self, depth: u32, bodies: &[(Block, Vec<Step>)], pending: Pending) -> Pending {
+        let mut entry = pending;
+        loop {
+            let known = self.barriers.clone();
+            let mut state = entry.clone();
+            for (_, steps) in bodies {
+                state = self.walk(steps, state);
+            }
+            for turned in state.iter_mut().flatten() {
+                turned.turned = turned.turned.min(depth);
+            }
+            // Where each turn has elements of its own, no other one meets them.
+            let mut others = state.clone();
+            for (access, p) in others.iter_mut().enumerate() {
+                let split = &self.k.objs[self.meetings.sites.accesses[access].obj].split;
+                if bodies.iter().any(|(b, _)| split.contains(b)) {
+                    *p = None;
+                }
+            }
+            let before = entry.clone();
+            unite(&mut entry, &others);
+            if (entry == before && known == self.barriers) || (self.missed && !self.inserts) {
+                unite(&mut entry, &state);
+                // A loop with a condition is left after another run of what computes it.
+                return match bodies {
+                    [(_, before), _] => self.walk(before, entry),
+                    _ => entry,
+                };
+            }
+        }
     }
 
-    fn same_footprint(&self, old: &Access, new: &Access) -> bool {
-        let key = |a: &Access| {
-            let info = &self.k.phases[a.phase?];
-            info.footprints.iter().find(|(o, _)| *o == a.obj).map(|(_, k)| *k)
+    fn reason(&self, level: Level, before: usize, after: usize) -> String {
+        let k = self.k;
+        let verb = |kind| match kind {
+            Kind::Read => "reads",
+            Kind::Write => "writes",
+            Kind::Atomic => "updates",
         };
-        key(old).is_some() && key(old) == key(new)
+        let [x, y] = [before, after].map(|a| self.meetings.sites.accesses[a]);
+        let [old, new] = [x, y].map(|a| describe(k, self.meetings.sites.sites[a.site].phase));
+        let (o, n) = (&k.objs[x.obj].name, &k.objs[y.obj].name);
+        let shared = if x.obj == y.obj { "it".into() } else { format!("{o}, which shares its bytes") };
+        let what = if level == Level::Warp { "barrier of each warp" } else { "barrier" };
+        format!("{what}: before {new}, which {} {n}; {old} {} {shared}", verb(y.kind), verb(x.kind))
     }
+}
+
+/// All threads of each warp have met.
+fn warps_meet(pending: &mut [Option<State>]) {
+    pending.iter_mut().flatten().for_each(|p| p.warp_met = true);
 }

@@ -3,4 +3,7 @@
 
 pub mod barrier;
 pub mod depth;
+mod meet;
 pub mod shared;
+mod sites;
+mod threads;

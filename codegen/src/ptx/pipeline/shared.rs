@@ -5,8 +5,8 @@
 //! are placed first fit in order of size.
 
 use crate::ptx::simt::{Block, Effect, Kernel, Obj, ObjKind, SimtOp};
-use std::collections::HashMap;
 use zellige_ir::EntityId;
+use zellige_ir::hash::FastMap;
 
 #[derive(Clone, Copy, Debug)]
 struct Life {
@@ -16,7 +16,7 @@ struct Life {
 
 struct Lives<'k> {
     k: &'k Kernel,
-    lives: HashMap<Obj, Life>,
+    lives: FastMap<Obj, Life>,
     /// Number of the phase.
     position: usize,
     /// Enclosing blocks with, for loop bodies, the position where the loop began.
@@ -27,7 +27,7 @@ struct Lives<'k> {
 
 /// Assigns offsets and sets the kernel's shared memory size. Adds the plan to `explain`.
 pub fn plan(k: &mut Kernel, explain: &mut Vec<String>) {
-    let mut lives = Lives { k, lives: HashMap::new(), position: 0, path: vec![(k.body, None)], extend: Vec::new() };
+    let mut lives = Lives { k, lives: FastMap::default(), position: 0, path: vec![(k.body, None)], extend: Vec::new() };
     lives.block(k.body);
     let lives = lives.lives;
     let mut objects: Vec<(Obj, u32, u32, Life)> = k

@@ -3,8 +3,8 @@
 use super::op::{Fields, SimtOp};
 use super::ty::Ty;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::fmt;
+use zellige_ir::hash::FastMap;
 use zellige_ir::{Arena, DType, EntityId, Span};
 
 macro_rules! ids {
@@ -209,9 +209,6 @@ pub struct PhaseInfo {
     /// The tile op: `copy`, `reduce (across warps)`.
     pub what: String,
     pub span: Option<Span>,
-    /// Objects of which each thread touches exactly the elements that the key stands for: two phases with equal keys
-    /// need no barrier between them.
-    pub footprints: Vec<(Obj, u64)>,
     /// Earlier phases that touch other elements of an object, if they belong to the same turn of all loops around.
     pub apart: Vec<(Obj, PhaseId)>,
 }
@@ -238,9 +235,9 @@ pub struct Kernel {
     pub body: Block,
     /// Bytes of shared memory, known after planning.
     pub shared_bytes: u32,
-    constants: HashMap<(Ty, u64), Val>,
+    constants: FastMap<(Ty, u64), Val>,
     /// Powers of two known to divide address registers.
-    aligned: HashMap<Val, u64>,
+    aligned: FastMap<Val, u64>,
 }
 
 impl Kernel {
@@ -265,8 +262,8 @@ impl Kernel {
             phases: Arena::default(),
             body,
             shared_bytes: 0,
-            constants: HashMap::new(),
-            aligned: HashMap::new(),
+            constants: FastMap::default(),
+            aligned: FastMap::default(),
         }
     }
 

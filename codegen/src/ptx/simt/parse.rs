@@ -348,15 +348,11 @@ impl<'t> Parser<'t> {
             self.expect(":")?;
             span = Some(Span { file, line, col: self.number()? });
         }
-        let mut footprints = Vec::new();
-        while self.eat("touches") {
-            footprints.push((self.id("m")?, self.number()?));
-        }
         let mut apart = Vec::new();
         while self.eat("apart") {
             apart.push((self.id("m")?, self.id("phase")?));
         }
-        Ok(PhaseInfo { what, span, footprints, apart })
+        Ok(PhaseInfo { what, span, apart })
     }
 
     // ---- ops ---------------------------------------------------------------------------------------------------

@@ -163,9 +163,6 @@ impl fmt::Display for Kernel {
             if let Some(span) = &phase.span {
                 write!(f, " at {:?}:{}:{}", &*span.file, span.line, span.col)?;
             }
-            for (obj, key) in &phase.footprints {
-                write!(f, " touches {obj} {key}")?;
-            }
             for (obj, other) in &phase.apart {
                 write!(f, " apart {obj} {other}")?;
             }
