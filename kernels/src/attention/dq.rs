@@ -163,7 +163,9 @@ pub(super) fn cases(
         Scale::Small => small_batches()
             .into_iter()
             .map(|(batch, causal)| {
-                let cfg = AttentionConfig { bm: 16, bn: 16, threads: 32, causal, ..config(64) };
+                // Four warps share what the rows of a wide head accumulate.
+                let threads = if batch.d > 64 { 128 } else { 32 };
+                let cfg = AttentionConfig { bm: 16, bn: 16, threads, causal, ..config(64) };
                 batch.case(cfg, build)
             })
             .collect(),
