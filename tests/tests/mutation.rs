@@ -89,6 +89,15 @@ const WIDE: [(&str, i64); 5] = [("bm", 64), ("bn", 128), ("bk", 32), ("stages", 
 /// The same for two warpgroups and a cluster of two blocks.
 const CLUSTER: [(&str, i64); 5] = [("bm", 128), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 256)];
 
+/// Configs besides those of the small problems, which are too shallow for some rings: kernel, config, problems.
+const DEEPER: [(&str, Settings, &str); 5] = [
+    ("gemm", &DEEP, "m=136"),
+    ("gemm", &WIDE, "m=136"),
+    ("gemm", &CLUSTER, "m=136"),
+    ("k_grouped_gemm", &DEEP, ""),
+    ("k_grouped_scaled_gemm", &[("bk", 32), ("stages", 2)], "rows=[20,33]"),
+];
+
 /// Changes to a kernel's config.
 type Settings = &'static [(&'static str, i64)];
 
@@ -169,15 +178,16 @@ fn over_the_library(which: fn(&Mutation) -> bool) -> Outcome {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(kernel) = next else { break };
             let mut own = Outcome::default();
-            let mut variants = vec![(Arch::Sm80, vec![], ""), (Arch::Sm90a, vec![], "")];
-            if kernel.info().name == "gemm" {
-                variants.extend([&DEEP, &WIDE, &CLUSTER].map(|s| (Arch::Sm90a, settings(s), "m=136")));
-            }
+            let name = kernel.info().name;
+            let deep = DEEPER.iter().filter(|(k, ..)| *k == name).map(|&(_, set, prefix)| (Arch::Sm90a, set, prefix));
+            let plain: Settings = &[];
+            let variants = [(Arch::Sm80, plain, ""), (Arch::Sm90a, plain, "")].into_iter().chain(deep);
             for (arch, changes, prefix) in variants {
-                let found = subjects(*kernel, cases(*kernel, prefix), &changes, arch).unwrap_or_else(|e| panic!("{e}"));
+                let found = subjects(*kernel, cases(*kernel, prefix), &settings(changes), arch)
+                    .unwrap_or_else(|e| panic!("{e}"));
                 found.iter().for_each(|s| own.add(s, usize::MAX, which));
             }
-            println!("{}: {:?}", kernel.info().name, own.tally);
+            println!("{name}: {:?}", own.tally);
             for s in own.survivors() {
                 println!("  survives: {} | {} | {}", s.kernel, s.what, s.place);
             }

@@ -35,6 +35,8 @@ pub fn k_grouped_scaled_gemm(
     let (row, col) = (by * bm, bx * bn);
     let (start, end) = (starts[e].to_index(), ends[e].to_index());
     t.assert(start % cfg.bk == 0 && end % cfg.bk == 0, "a group starts or ends within a step of bk positions");
+    // The same number in a form that shows it: a tile's rows begin at a multiple of bk elements, so copies are wide.
+    let start = start / cfg.bk * cfg.bk;
     if start < end {
         let first = start / cfg.a_group;
         let acc = multiply(
