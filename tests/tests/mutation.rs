@@ -1,8 +1,9 @@
 //! The simulated GPU's checks, put to the test: every barrier, fence, wait, count and predicate of a kernel that matters is
 //! missed when it is not there. What may be missing is on the list beside this file, with the reason.
 //!
-//! The whole library: `cargo test --release -p zellige-tests --test mutation -- --ignored --nocapture`, in about ten minutes;
-//! `ZELLIGE_MUTANTS=gemm,norm` limits it to kernels with these words in their names.
+//! The whole library: `cargo test -p zellige-tests --test mutation -- --ignored --nocapture`, ten minutes of processor time on two
+//! threads; `ZELLIGE_MUTANTS=gemm,norm` limits it to kernels with these words in their names. Barriers alone are a minute, so
+//! every kernel's are judged every day.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -158,7 +159,7 @@ fn no_barrier_is_redundant() {
 }
 
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes ten minutes of processor time"]
 fn the_whole_library() {
     let outcome = over_the_library(|_| true);
     for (reason, n) in Excuses::read(LIST).by_reason(&outcome.survivors()) {
