@@ -90,13 +90,21 @@ const WIDE: [(&str, i64); 5] = [("bm", 64), ("bn", 128), ("bk", 32), ("stages", 
 /// The same for two warpgroups and a cluster of two blocks.
 const CLUSTER: [(&str, i64); 5] = [("bm", 128), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 256)];
 
-/// Configs besides those of the small problems, which are too shallow for some rings: kernel, config, problems.
-const DEEPER: [(&str, Settings, &str); 5] = [
-    ("gemm", &DEEP, "m=136"),
-    ("gemm", &WIDE, "m=136"),
-    ("gemm", &CLUSTER, "m=136"),
-    ("k_grouped_gemm", &DEEP, ""),
-    ("k_grouped_scaled_gemm", &[("bk", 32), ("stages", 2)], "rows=[20,33]"),
+/// Several blocks of several warps that count together.
+const BLOCKS: [(&str, i64); 2] = [("chunk", 16), ("threads", 128)];
+
+/// Configs besides those of the small problems, which are too shallow for some rings and too small for several blocks: kernel,
+/// level of features, config, problems.
+const DEEPER: [(&str, Arch, Settings, &str); 9] = [
+    ("aux_fi", Arch::Sm80, &BLOCKS, "t=67"),
+    ("aux_fi", Arch::Sm90a, &BLOCKS, "t=67"),
+    ("gemm", Arch::Sm90a, &DEEP, "m=136"),
+    ("gemm", Arch::Sm90a, &WIDE, "m=136"),
+    ("gemm", Arch::Sm90a, &CLUSTER, "m=136"),
+    ("group_count", Arch::Sm80, &BLOCKS, "t=67"),
+    ("group_count", Arch::Sm90a, &BLOCKS, "t=67"),
+    ("k_grouped_gemm", Arch::Sm90a, &DEEP, ""),
+    ("k_grouped_scaled_gemm", Arch::Sm80, &[("bk", 32), ("stages", 2)], "rows=[20,33]"),
 ];
 
 /// Changes to a kernel's config.
@@ -180,7 +188,7 @@ fn over_the_library(which: fn(&Mutation) -> bool) -> Outcome {
             let Some(kernel) = next else { break };
             let mut own = Outcome::default();
             let name = kernel.info().name;
-            let deep = DEEPER.iter().filter(|(k, ..)| *k == name).map(|&(_, set, prefix)| (Arch::Sm90a, set, prefix));
+            let deep = DEEPER.iter().filter(|(k, ..)| *k == name).map(|&(_, arch, set, prefix)| (arch, set, prefix));
             let plain: Settings = &[];
             let variants = [(Arch::Sm80, plain, ""), (Arch::Sm90a, plain, "")].into_iter().chain(deep);
             for (arch, changes, prefix) in variants {
