@@ -13,7 +13,7 @@ use zellige_ir::diagnostic::Diagnostic;
 use zellige_ir::element::e8m0;
 use zellige_ir::{
     AtomicOp, BlockOrder, Buffer, Const, DType, Element, GemmPrecision, Int, LayoutHint, LoopKind, Numeric, OpKind,
-    ReduceOp, ScanOp, Scope, ShuffleOp, Span, Value, WarpRole,
+    ReduceOp, ScanOp, Scope, ShuffleOp, Span, Sums, Value, WarpRole,
 };
 
 /// The witness that a kernel is being recorded: every tile op is a method of it. A function that takes a `T`
@@ -94,6 +94,21 @@ impl T {
     /// Asks for blocks to run in panels of `n` along the second grid axis, for reuse in the L2 cache.
     pub fn block_order_panel(self, n: u32) {
         record::with_current(|r| r.builder.func_mut().block_order = BlockOrder::Panel(n));
+    }
+
+    /// Asks for the products of the kernel's pipelined loop to be added up in `count` runs of iterations of equal length, and
+    /// the sums of the runs in their order: see [`Sums`]. With `spread`, several blocks of the device share the runs of a
+    /// block. The bits of the result depend on `count`, not on `spread`.
+    pub fn sum_in_runs(self, count: usize, spread: bool) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        record::with_current(|r| r.builder.func_mut().sums = Sums::Runs { count, spread });
+    }
+
+    /// Asks for `x` by `y` neighbouring blocks of the grid to run together and to fetch the operands of products that they have
+    /// in common for each other: see [`Func::clusters`](zellige_ir::Func::clusters). `1, 1` asks for none.
+    pub fn clusters(self, x: usize, y: usize) {
+        let [x, y] = [x, y].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        record::with_current(|r| r.builder.func_mut().clusters = Some([x, y]));
     }
 
     // Memory.

@@ -155,6 +155,23 @@ pub enum BlockOrder {
     Panel(u32),
 }
 
+/// Blocks of the grid, along its first two axes, that are meant to run together and to fetch the operands they have in common
+/// for each other, where the device has a way to. A hint: results do not depend on it.
+pub type Clusters = [u32; 2];
+
+/// How the products of the pipelined loop in a kernel's body are added up. Results may differ in the rounding of these sums
+/// alone; a device that knows one way only takes that.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Sums {
+    /// One after another.
+    #[default]
+    InTurn,
+    /// The iterations are cut into `count` runs of equal length (the last may be shorter). The products of a run are added up
+    /// by themselves, then the sums of the runs in their order. `spread`: blocks of the device share the runs of a block of
+    /// the grid. Either way the bits are the same.
+    Runs { count: u32, spread: bool },
+}
+
 /// A kernel.
 ///
 /// `prelude` computes the grid from dims and scalar parameters; the host evaluates it before a
@@ -180,6 +197,9 @@ pub struct Func {
     /// Threads in a block where the device has them.
     pub threads: usize,
     pub block_order: BlockOrder,
+    pub sums: Sums,
+    /// Without it, the device's compiler chooses.
+    pub clusters: Option<Clusters>,
     pub body: Region,
     constants: FastMap<Const, Value>,
 }
@@ -204,6 +224,8 @@ impl Func {
             block_ids: Vec::new(),
             threads: 128,
             block_order: BlockOrder::default(),
+            sums: Sums::default(),
+            clusters: None,
             body,
             constants: FastMap::default(),
         }

@@ -33,8 +33,8 @@ pub use dtype::DType;
 pub use element::{Element, Float, Int, Numeric};
 pub use entity::{Arena, EntityId};
 pub use func::{
-    Access, BlockOrder, Buffer, BufferData, Dim, DimData, Extent, Func, Op, OpData, Param, Region, RegionData, Scope,
-    Strides, Value, ValueData, ValueDef,
+    Access, BlockOrder, Buffer, BufferData, Clusters, Dim, DimData, Extent, Func, Op, OpData, Param, Region,
+    RegionData, Scope, Strides, Sums, Value, ValueData, ValueDef,
 };
 pub use numerics::Const;
 pub use op::{

@@ -5,7 +5,7 @@
 //! `describe`, `check`, `bench`, `run`, the generated documentation, the test suite) works from that.
 
 use crate::reference::metrics::{Tolerance, Verdict, compare};
-use zellige::runtime::{DynTensor, TensorError};
+use zellige::runtime::{DynTensor, Sizes, TensorError};
 use zellige::{Kernel, Tune, TuneError, TuneField, TuneValue};
 use zellige_ir::Const;
 
@@ -257,6 +257,24 @@ pub trait LibraryKernel: Sync {
 
     /// The config it runs with unless told otherwise.
     fn settings(&self) -> Box<dyn Settings>;
+
+    /// The config that suits tensors of these extents and element types, as far as they are given, changed by `settings`.
+    ///
+    /// # Errors
+    /// If a setting does not fit.
+    fn settings_at(
+        &self,
+        _sizes: &Sizes,
+        _dtypes: &Dtypes,
+        settings: &[(String, TuneValue)],
+    ) -> Result<Box<dyn Settings>, ProblemError> {
+        let mut config = self.settings();
+        for (name, value) in settings {
+            config.set(name, *value)?;
+        }
+        config.legal().map_err(|c| ProblemError::Illegal(c.to_owned()))?;
+        Ok(config)
+    }
 
     /// A launcher with the default config changed by `settings`, for tensors of the user's own.
     /// `dtypes` are the element types of the given arguments by parameter name, for kernels that take several.

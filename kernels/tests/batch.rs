@@ -5,8 +5,11 @@
 //! kernels say theirs. A kernel for which independence has no meaning, or cannot hold, is on a list with the reason.
 
 use std::ops::Range;
-use zellige::runtime::{Device, DimSpec, DynTensor, ParamSpec};
-use zellige_ir::Access;
+use zellige::prelude::bf16;
+use zellige::runtime::{Arg, Device, DimSpec, DynTensor, ParamSpec};
+use zellige::{Kernel, Tune};
+use zellige_ir::{Access, Const, DType};
+use zellige_kernels::gemm::dense::{DenseGemm, GemmConfig};
 use zellige_kernels::library::{Case, LibraryKernel, Problem, Scale, Value, all};
 use zellige_kernels::run::launch;
 
@@ -214,6 +217,62 @@ fn a_row_does_not_depend_on_the_batch_on_the_cpu() {
 #[test]
 fn a_row_does_not_depend_on_the_batch_on_the_simulated_gpu() {
     check(&Device::sim(), 2);
+}
+
+/// The library picks other tiles for other numbers of rows, and lets blocks share what one runs alone elsewhere.
+#[test]
+fn a_row_of_a_product_has_the_same_bits_in_every_config_of_its_shape() {
+    let k = 4096;
+    let all = random(&[9, k], 2);
+    for n in [40, 136] {
+        let b = random(&[n, k], 1);
+        let mut first: Option<Vec<u8>> = None;
+        let runs = GemmConfig::for_shape(1, n, k).runs;
+        assert!(runs > 1);
+        let mut configs: Vec<(usize, GemmConfig)> =
+            [1, 7, 64, 128, 4096].map(|m| (m, GemmConfig::for_shape(m, n, k))).to_vec();
+        // The tall tiles of wider products.
+        let tall = GemmConfig { bm: 128, bn: 64, bk: 64, stages: 3, threads: 256, runs, ..GemmConfig::default() };
+        configs.push((4096, tall));
+        for &(m, config) in &configs {
+            assert_eq!(config.runs, runs, "m={m} n={n}");
+            // A few rows stand for many: what follows the first one changes nothing in it.
+            let rows = m.min(9);
+            let a = part(&all, 0, &(0..rows));
+            let c = DynTensor::zeros(DType::BF16, &[rows, n]).expect("a small tensor");
+            let kernel = DenseGemm::<bf16, bf16>::new(config);
+            let args = [Arg::Read(&a), Arg::Read(&b), Arg::Write(&c), Arg::Scalar(Const::f32(1.0))];
+            kernel.launch_args(&Device::sim().stream(), &args).unwrap_or_else(|e| panic!("m={m} {config:?}: {e}"));
+            let got = bytes(&part(&c, 0, &(0..1)));
+            assert_eq!(&got, first.get_or_insert_with(|| got.clone()), "m={m} n={n} {config:?}");
+        }
+        let kinds = |f: fn(&GemmConfig) -> usize| {
+            configs.iter().map(|(_, c)| f(c)).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert!(kinds(|c| c.bn) > 2 && kinds(|c| usize::from(c.spread)) == 2, "{configs:?}");
+    }
+}
+
+#[test]
+fn every_shape_of_a_product_has_a_legal_config_and_the_runs_of_its_weight() {
+    for n in [1, 8, 24, 64, 100, 384, 512, 576, 1024, 2048, 2112, 4096, 7168, 24_576, 65_536, 129_280] {
+        for k in [8, 512, 1024, 2048, 4096, 7168, 16_384, 28_672] {
+            let runs = GemmConfig::for_shape(1, n, k).runs;
+            for m in [0, 1, 7, 64, 65, 128, 129, 512, 4096, 8192, 100_000] {
+                let config = GemmConfig::for_shape(m, n, k);
+                assert_eq!(config.legal(), Ok(()), "{m} x {n} x {k}: {config:?}");
+                assert_eq!(config.runs, runs, "{m} x {n} x {k}: {config:?}");
+                let slots = 2 * config.bk * (config.bm + config.bn) * config.stages;
+                let parts = if config.spread { 4 * config.bm * config.bn * (runs - 1) } else { 0 };
+                assert!(slots + parts < 227 * 1024, "{m} x {n} x {k}: {config:?}");
+            }
+        }
+    }
+}
+
+/// Normally distributed bf16 elements.
+fn random(shape: &[usize], seed: u64) -> DynTensor {
+    zellige_kernels::inputs::Inputs::new(seed).normal(DType::BF16, shape, 1.0).expect("a tensor of a few elements")
 }
 
 #[test]

@@ -97,6 +97,28 @@ fn code_for_gpus_is_for_the_target_that_was_named() {
 }
 
 #[test]
+fn extents_of_ones_own_choose_the_config() {
+    let emit = |more: &[&str]| -> serde_json::Value {
+        let o = zellige(&[&["emit", "gemm", "--stage", "ptx", "--json"], more].concat());
+        assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+        serde_json::from_str(&stdout(&o)).unwrap()
+    };
+    let weight = ["--dim", "b0=512", "--dim", "b1=7168"];
+    let few = emit(&[&weight[..], &["--dim", "m=64"]].concat());
+    let many = emit(&[&weight[..], &["--dim", "m=4096"]].concat());
+    assert_eq!(few["config"]["runs"], many["config"]["runs"]);
+    assert!(few["config"]["spread"] == true && many["config"]["spread"] == false, "{few} {many}");
+    assert!(few.get("blocks").is_none(), "the extents of a and c are not known");
+    let rest = ["--dim", "m=64", "--dim", "n=512", "--dim", "a0=64", "--dim", "a1=7168", "--set", "bn=32"];
+    assert_eq!(emit(&[&weight[..], &rest].concat())["blocks"], serde_json::json!([16, 1]));
+    fails(&["emit", "gemm", "--dim", "zz=3"], "zellige: `gemm` has no dim `zz`");
+    fails(
+        &["emit", "gemm", "--dim", "m=64", "--set", "bm=256", "--set", "bn=256"],
+        "zellige: the config violates `bm * bn <= 128 * 256`",
+    );
+}
+
+#[test]
 fn decisions_are_explained_with_the_authors_places() {
     let everywhere = ["  acc has ", "\nlayout\n", "\nshared\n", "kernels/src/gemm/dense.rs:"];
     for (target, parts) in

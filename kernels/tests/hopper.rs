@@ -3,8 +3,8 @@
 use zellige::TuneValue;
 use zellige::runtime::Device;
 use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
-use zellige_kernels::library::{Case, Problem, Scale, find};
-use zellige_kernels::run::{run, sizes};
+use zellige_kernels::library::{Case, Problem, Scale, Value, find};
+use zellige_kernels::run::{launch, run, sizes};
 
 /// The small problem of a kernel whose name begins so.
 fn case(kernel: &str, name: &str) -> Case {
@@ -99,6 +99,54 @@ fn clusters_share_tiles() {
         assert!(kernel.ptx.contains(".multicast::cluster"));
         assert!(kernel.explain.iter().any(|e| e.contains(how)), "{settings:?}: {:?}", kernel.explain);
         check(WIDE, &settings);
+    }
+}
+
+/// Grids of three tiles by five, whose last clusters lie partly outside.
+#[test]
+fn clusters_are_as_the_author_asks() {
+    for (x, y, how) in
+        [(2, 2, "of 2 x 2 blocks"), (4, 1, "of 4 blocks along axis 0"), (1, 2, "of 2 blocks along axis 1")]
+    {
+        for bk in [32, 128] {
+            let tile = [("bm", int(64)), ("bn", int(64)), ("bk", int(bk)), ("threads", int(128))];
+            let settings = [&tile[..], &[("cluster_n", int(x)), ("cluster_m", int(y))]].concat();
+            let kernel = ptx(&problem(WIDE, &settings), Arch::Sm90a);
+            assert!(kernel.explain.iter().any(|e| e.contains(how)), "{settings:?}: {:?}", kernel.explain);
+            check(WIDE, &settings);
+        }
+    }
+    let tile = [("bm", int(64)), ("bn", int(64)), ("threads", int(128)), ("cluster_n", int(1)), ("cluster_m", int(1))];
+    assert!(!ptx(&problem(WIDE, &tile), Arch::Sm90a).ptx.contains("multicast"));
+}
+
+/// Three tiles by five, with iterations that divide among runs and that do not; blocks of a cluster take several tiles.
+#[test]
+fn runs_of_iterations_give_the_same_bits_in_one_block_and_in_several() {
+    let result = |runs: i64, spread: bool| {
+        let settings = [
+            ("bm", int(64)),
+            ("bn", int(64)),
+            ("bk", int(16)),
+            ("threads", int(128)),
+            ("runs", int(runs)),
+            ("spread", TuneValue::Bool(spread)),
+        ];
+        let problem = problem(WIDE, &settings);
+        let kernel = ptx(&problem, Arch::Sm90a);
+        let iterations = 5usize.div_ceil(runs as usize);
+        let how = format!("in {} runs of {iterations} iterations", 5usize.div_ceil(iterations));
+        assert!(kernel.explain.iter().any(|e| e.contains(&how)), "{how}: {:?}", kernel.explain);
+        assert_eq!(kernel.ptx.contains("cp.async.bulk.shared::cluster.shared::cta"), spread);
+        check(WIDE, &settings);
+        launch(&problem, &Device::sim().stream()).expect("the problem runs");
+        match &problem.args[2] {
+            Value::Tensor(c) => c.to_bytes().expect("nobody writes it now"),
+            Value::Scalar(_) => unreachable!("it is the result"),
+        }
+    };
+    for runs in [2, 3, 5] {
+        assert_eq!(result(runs, false), result(runs, true), "{runs} runs");
     }
 }
 

@@ -81,6 +81,10 @@ pub fn run(func: &Func, args: &[Arg], opts: &PtxOptions, sim: &SimOptions) -> Re
                     let blocks: u32 = written.iter().product();
                     [blocks.min(MULTIPROCESSORS).next_multiple_of(kernel.cluster), 1, 1]
                 }
+                GridPlan::Spread => {
+                    let blocks: u32 = written.iter().product();
+                    [blocks.min((MULTIPROCESSORS / kernel.cluster).max(1)) * kernel.cluster, 1, 1]
+                }
             },
             block: [kernel.threads, 1, 1],
             cluster: [kernel.cluster, 1, 1],

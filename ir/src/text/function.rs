@@ -4,7 +4,7 @@ use super::error::{ParseErrorKind, Parsed};
 use super::lex::TokenKind;
 use super::parse::{Parser, Place};
 use crate::DType;
-use crate::func::{Access, BlockOrder, BufferData, Func, Scope, Strides, ValueDef};
+use crate::func::{Access, BlockOrder, BufferData, Func, Scope, Strides, Sums, ValueDef};
 use crate::span::Span;
 
 impl Parser<'_> {
@@ -99,6 +99,21 @@ impl Parser<'_> {
                     BlockOrder::Panel(width)
                 }
             };
+        }
+        if self.eat_word("sums") {
+            let spread = self.keyword("a way to add up", &["runs", "spread"], |w| w)? == "spread";
+            self.expect("(")?;
+            let count = self.number("the number of runs")?;
+            self.expect(")")?;
+            self.func.sums = Sums::Runs { count, spread };
+        }
+        if self.eat_word("clusters") {
+            self.expect("(")?;
+            let along_first = self.number("the blocks of a cluster along the first axis")?;
+            self.expect(",")?;
+            let along_second = self.number("the blocks of a cluster along the second axis")?;
+            self.expect(")")?;
+            self.func.clusters = Some([along_first, along_second]);
         }
         if let Some(span) = self.written_span()? {
             self.func.span = span;

@@ -4,7 +4,7 @@ use super::fields::{OpText, Segment, segments};
 use super::lex::quote;
 use super::names::{Names, plain_or_quoted};
 use crate::func::{
-    Access, BlockOrder, Buffer, BufferData, Dim, Extent, Func, Op, Param, Region, Scope, Strides, Value,
+    Access, BlockOrder, Buffer, BufferData, Dim, Extent, Func, Op, Param, Region, Scope, Strides, Sums, Value,
 };
 use crate::span::Span;
 use std::fmt::{self, Write};
@@ -254,6 +254,14 @@ impl<'f> Printer<'f> {
         match func.block_order {
             BlockOrder::RowMajor => {}
             BlockOrder::Panel(width) => self.part(format_args!(" order panel({width})")),
+        }
+        match func.sums {
+            Sums::InTurn => {}
+            Sums::Runs { count, spread: false } => self.part(format_args!(" sums runs({count})")),
+            Sums::Runs { count, spread: true } => self.part(format_args!(" sums spread({count})")),
+        }
+        if let Some([x, y]) = func.clusters {
+            self.part(format_args!(" clusters({x}, {y})"));
         }
         self.known_span(&func.span);
         self.space = true;

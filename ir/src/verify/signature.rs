@@ -2,7 +2,7 @@
 
 use super::{Rule, Verifier};
 use crate::DType;
-use crate::func::{BlockOrder, Buffer, BufferData, Extent, Param, Scope, Strides, ValueDef};
+use crate::func::{BlockOrder, Buffer, BufferData, Extent, Param, Scope, Strides, Sums, ValueDef};
 use std::collections::HashSet;
 
 /// Threads of a block: whole warps, and no more than any device has.
@@ -182,6 +182,12 @@ impl Verifier<'_> {
                 self.violation(Rule::Grid, "panels of blocks need a grid with two axes");
             }
             BlockOrder::Panel(_) => {}
+        }
+        if matches!(func.sums, Sums::Runs { count: 0, .. }) {
+            self.violation(Rule::Grid, "sums of no runs");
+        }
+        if func.clusters.is_some_and(|[x, y]| x == 0 || y == 0) {
+            self.violation(Rule::Grid, "clusters of no blocks");
         }
     }
 }

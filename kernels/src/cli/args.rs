@@ -3,6 +3,7 @@
 use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use zellige::TuneValue;
+use zellige_ir::DType;
 
 /// DeepSeek-V4 kernels, compiled for this machine and checked against their references.
 ///
@@ -178,6 +179,13 @@ pub struct Emit {
     /// Use the sizes and options of the problem whose name contains this.
     #[arg(long)]
     pub case: Option<String>,
+    /// Instead of a problem's sizes, the extent of a dim, as `name=extent`; the config is what suits these extents, and rows are
+    /// as aligned as those of contiguous tensors.
+    #[arg(long = "dim", value_parser = extent, conflicts_with = "case")]
+    pub dims: Vec<(String, usize)>,
+    /// With `--dim`, the element type of an argument, as `name=type`, for kernels that take several.
+    #[arg(long = "dtype", value_parser = dtype, requires = "dims")]
+    pub dtypes: Vec<(String, DType)>,
     /// Config field to change, as `name=value`.
     #[arg(long = "set", value_parser = setting)]
     pub settings: Vec<(String, TuneValue)>,
@@ -225,6 +233,16 @@ fn text_setting(s: &str) -> Result<(String, String), String> {
 fn setting(s: &str) -> Result<(String, TuneValue), String> {
     let (name, value) = text_setting(s)?;
     value.parse().map(|v| (name, v)).map_err(|e: zellige::TuneError| e.to_string())
+}
+
+fn extent(s: &str) -> Result<(String, usize), String> {
+    let (name, value) = text_setting(s)?;
+    value.parse().map(|v| (name, v)).map_err(|_| format!("`{value}` is no extent"))
+}
+
+fn dtype(s: &str) -> Result<(String, DType), String> {
+    let (name, value) = text_setting(s)?;
+    DType::from_name(&value).map(|v| (name, v)).ok_or_else(|| format!("`{value}` is no element type"))
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 use super::{Passed, args, lookup};
 use anyhow::{Result, anyhow, bail};
 use serde_json::json;
+use zellige::TuneValue;
 use zellige_codegen::cpu::{self, CpuOptions};
-use zellige_codegen::ptx::{PtxKernel, PtxOptions, alignable, compile, simt_kernel};
-use zellige_ir::Func;
+use zellige_codegen::ptx::{ALIGNED, ParamSlot, PtxKernel, PtxOptions, alignable, compile, simt_kernel};
+use zellige_ir::prelude::eval_grid;
+use zellige_ir::{Dim, EntityId, Extent, Func, Param};
 
 /// A stage of the compilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +41,7 @@ fn stage(name: &str) -> Result<Stage> {
 pub fn run(args: &args::Emit) -> Result<Passed> {
     let name = args.stage.as_deref().unwrap_or(if args.explain { "ptx" } else { "tile" });
     let stage = stage(name)?;
-    let options = lookup::target(args.target.as_deref())?;
+    let mut options = lookup::target(args.target.as_deref())?;
     let for_gpu = matches!(stage, Stage::Simt | Stage::Ptx);
     if !for_gpu && args.explain {
         bail!("--explain tells of the way to a GPU, stage `{name}` is not on it: use --stage simt or ptx");
@@ -47,18 +49,45 @@ pub fn run(args: &args::Emit) -> Result<Passed> {
     if !for_gpu && args.target.is_some() {
         bail!("stage `{name}` is not for a GPU: --target belongs to --stage simt or ptx");
     }
-    let recorded = lookup::recorded(&args.kernel, args.case.as_deref(), &args.settings)?;
+    let (recorded, config) = match &args.dims[..] {
+        [] => (lookup::recorded(&args.kernel, args.case.as_deref(), &args.settings)?, None),
+        dims => {
+            let dtypes = args.dtypes.iter().cloned().collect();
+            let (recorded, config) = lookup::recorded_at(&args.kernel, dims, &dtypes, &args.settings)?;
+            (recorded, Some(config))
+        }
+    };
     let func = &recorded.func;
-    let options = if args.aligned { options.aligned(alignable(func)) } else { options };
+    if args.aligned {
+        options = options.aligned(alignable(func));
+    }
     if !for_gpu && args.aligned {
         bail!("stage `{name}` is not for a GPU: --aligned belongs to --stage simt or ptx");
     }
     let mut value = json!({ "kernel": args.kernel, "case": recorded.case, "stage": name });
+    // Known if all extents that it depends on are.
+    let extent = |name: &str| args.dims.iter().find(|(n, _)| n == name).map(|(_, extent)| *extent);
+    let extents: Vec<_> = func.dims.iter().filter_map(|(dim, d)| Some((dim, extent(&d.name)?))).collect();
+    if let Ok(grid) = eval_grid(func, &extents, &[]) {
+        value["blocks"] = json!(grid.to_vec());
+    }
+    if let Some(config) = config {
+        let json = |v: TuneValue| match v {
+            TuneValue::Int(v) => json!(v),
+            TuneValue::Bool(v) => json!(v),
+        };
+        value["config"] = config.into_iter().map(|(name, v)| (name, json(v))).collect::<serde_json::Map<_, _>>().into();
+    }
     let text = match stage {
         Stage::Tile => func.to_text(),
         Stage::Cpu(stage) => cpu::emit(func, &CpuOptions::default(), stage)?,
         Stage::Simt | Stage::Ptx => {
-            let kernel = compile(func, &options)?;
+            let mut kernel = compile(func, &options)?;
+            let aligned = aligned(func, &kernel.params, &extents);
+            if aligned != 0 && !args.aligned {
+                options = options.aligned(aligned);
+                kernel = compile(func, &options)?;
+            }
             value["target"] = json!(options.target.to_string());
             value["threads"] = json!(kernel.threads);
             value["shared_bytes"] = json!(kernel.shared_bytes);
@@ -81,6 +110,34 @@ pub fn run(args: &args::Emit) -> Result<Passed> {
         print!("{text}");
     }
     Ok(true)
+}
+
+/// The parameters that a launcher would find to be multiples of [`ALIGNED`], for contiguous tensors of these extents.
+fn aligned(func: &Func, params: &[ParamSlot], extents: &[(Dim, usize)]) -> u64 {
+    let extent = |dim: Dim| extents.iter().find(|(d, _)| *d == dim).map(|(_, n)| *n);
+    let is_aligned = |slot: &ParamSlot| {
+        let value = match slot {
+            ParamSlot::Dim { dim, .. } => extent(Dim::from_index(*dim as usize)),
+            ParamSlot::Stride { param, axis, .. } => {
+                let Param::Tensor { buffer, .. } = &func.params[*param as usize] else { return false };
+                let inner = &func.buffers[*buffer].shape[*axis as usize + 1..];
+                inner
+                    .iter()
+                    .map(|e| match *e {
+                        Extent::Static(n) => Some(n),
+                        Extent::Dynamic(dim) => extent(dim),
+                    })
+                    .product()
+            }
+            ParamSlot::Base { .. }
+            | ParamSlot::Scalar { .. }
+            | ParamSlot::TensorMap { .. }
+            | ParamSlot::Counter { .. } => None,
+        };
+        value.is_some_and(|n: usize| (n as u64).is_multiple_of(ALIGNED))
+    };
+    let bits = params.iter().take(u64::BITS as usize).enumerate().filter(|(_, slot)| is_aligned(slot));
+    bits.fold(0, |bits, (i, _)| bits | 1 << i) & alignable(func)
 }
 
 fn gpu_text(

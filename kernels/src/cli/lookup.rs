@@ -1,9 +1,10 @@
 //! Kernels, problems and targets by the names a user types.
 
-use crate::library::{Case, LibraryKernel, Scale, all};
+use crate::library::{Case, Dtypes, LibraryKernel, Scale, Settings, all};
 use crate::run::sizes;
 use anyhow::{Result, anyhow, bail};
 use zellige::TuneValue;
+use zellige::runtime::{DimSpec, Sizes};
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::Func;
 
@@ -69,6 +70,41 @@ pub fn recorded(kernel_name: &str, part: Option<&str>, settings: &[(String, Tune
     let problem = (case.build)(settings)?;
     let func = problem.kernel.record(&sizes(&problem)?)?;
     Ok(Recorded { case: case.name, func })
+}
+
+/// The kernel as recorded for tensors of these extents and element types, with its config: the one that suits them, changed by `settings`.
+///
+/// # Errors
+/// If there is no such kernel, dim or setting, or an extent is missing that is part of the compiled kernel.
+pub fn recorded_at(
+    kernel_name: &str,
+    dims: &[(String, usize)],
+    dtypes: &Dtypes,
+    settings: &[(String, TuneValue)],
+) -> Result<(Recorded, Vec<(String, TuneValue)>)> {
+    let entry = kernel(kernel_name)?;
+    let sizes = dims.iter().fold(Sizes::new(), |sizes, (name, n)| sizes.with(name.clone(), *n));
+    let fields = fields(&*entry.settings_at(&sizes, dtypes, settings)?);
+    let kernel = entry.instantiate(&fields, dtypes)?;
+    let signature = kernel.signature();
+    let names: Vec<&str> = signature
+        .tensors()
+        .flat_map(|(_, t)| &t.dims)
+        .filter_map(|d| match d {
+            DimSpec::Named(name) => Some(name.as_ref()),
+            DimSpec::Fixed(_) => None,
+        })
+        .collect();
+    if let Some((name, _)) = dims.iter().find(|(name, _)| !names.contains(&name.as_str())) {
+        bail!("`{kernel_name}` has no dim `{name}`{}", nearest(name, names.into_iter()));
+    }
+    let case = dims.iter().map(|(name, n)| format!("{name}={n}")).collect::<Vec<_>>().join(" ");
+    Ok((Recorded { case, func: kernel.record(&sizes)? }, fields))
+}
+
+/// All fields of a config with their values.
+pub fn fields(config: &dyn Settings) -> Vec<(String, TuneValue)> {
+    config.fields().into_iter().filter_map(|f| Some((f.name.to_owned(), config.get(f.name)?))).collect()
 }
 
 /// How to compile for the target that the user names; without a name, for the newest.

@@ -31,6 +31,7 @@ pub fn run(args: &args::Run) -> Result<Passed> {
         tensors.insert(single_input(&signature)?.to_owned(), t);
     }
     let sizes = extents(&signature, &tensors, &mut settings)?;
+    let kernel = entry.instantiate(&lookup::fields(&*entry.settings_at(&sizes, &dtypes, &config)?), &dtypes)?;
     let scalars = scalars(&signature, &mut settings)?;
     if let Some((name, _)) = settings.first_key_value() {
         let names = fields.iter().map(|f| f.name).chain(signature.params.iter().map(ParamSpec::name));

@@ -9,11 +9,13 @@ use crate::reference::gemm as reference;
 use crate::reference::metrics::{Tolerance, compare};
 use zellige::TuneValue;
 use zellige::prelude::*;
+use zellige::runtime::Sizes;
 use zellige_ir::DType;
 
 /// Tile sizes of [`dense_gemm`] and the orientation of its operands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = bm * bn <= 128 * 256)]
+#[tune(constraint = runs > 0)]
 pub struct GemmConfig {
     #[tune(64, 128, 256)]
     pub bm: usize,
@@ -29,11 +31,30 @@ pub struct GemmConfig {
     pub a_transposed: bool,
     /// `b` lies as [K, N]; otherwise as [N, K], a weight's usual layout.
     pub b_transposed: bool,
+    /// Runs of K that are added up by themselves: see [`zellige::T::sum_in_runs`]. The bits of the result depend on it.
+    pub runs: usize,
+    /// Blocks of a cluster take a run each.
+    pub spread: bool,
+    /// Blocks along N and along M that fetch common tiles for each other; 0 leaves it to the compiler.
+    pub cluster_n: usize,
+    pub cluster_m: usize,
 }
 
 impl Default for GemmConfig {
     fn default() -> GemmConfig {
-        GemmConfig { bm: 128, bn: 128, bk: 64, stages: 3, threads: 128, a_transposed: false, b_transposed: false }
+        GemmConfig {
+            bm: 128,
+            bn: 128,
+            bk: 64,
+            stages: 3,
+            threads: 128,
+            a_transposed: false,
+            b_transposed: false,
+            runs: 1,
+            spread: false,
+            cluster_n: 0,
+            cluster_m: 0,
+        }
     }
 }
 
@@ -56,6 +77,12 @@ pub fn dense_gemm<E: Float, C: Float>(
     t.assert(b_n == n, "b and c have different numbers of columns (N)");
     t.assert(k == b_k, "a and b have different inner extents (K)");
     let [bx, by] = t.grid([n.ceil_div(bn), m.ceil_div(bm)], cfg.threads);
+    if cfg.runs > 1 {
+        t.sum_in_runs(cfg.runs, cfg.spread);
+    }
+    if cfg.cluster_n > 0 && cfg.cluster_m > 0 {
+        t.clusters(cfg.cluster_n, cfg.cluster_m);
+    }
     let a_s = t.shared::<E, 2>(if cfg.a_transposed { [bk, bm] } else { [bm, bk] });
     let b_s = t.shared::<E, 2>(if cfg.b_transposed { [bk, bn] } else { [bn, bk] });
     let acc = t.fragment::<f32, 2>([bm, bn]);
@@ -145,6 +172,11 @@ fn case(m: usize, n: usize, k: usize, dtype: DType, out: DType, cfg: GemmConfig)
     Case::new(name, cfg, move |cfg| problem(m, n, k, dtype, out, cfg))
 }
 
+/// A bf16 product with the config that suits its shape.
+fn chosen(m: usize, n: usize, k: usize, out: DType) -> Case {
+    case(m, n, k, DType::BF16, out, GemmConfig::for_shape(m, n, k))
+}
+
 /// The four orientations of the operands.
 fn orientations(cfg: GemmConfig) -> impl Iterator<Item = GemmConfig> {
     [(false, false), (false, true), (true, true), (true, false)]
@@ -168,6 +200,26 @@ impl LibraryKernel for Entry {
         Box::new(GemmConfig::default())
     }
 
+    fn settings_at(
+        &self,
+        sizes: &Sizes,
+        dtypes: &Dtypes,
+        settings: &[(String, TuneValue)],
+    ) -> Result<Box<dyn Settings>, ProblemError> {
+        // The settings say how the operands lie.
+        let given = apply(GemmConfig::default(), settings)?;
+        let GemmConfig { a_transposed, b_transposed, .. } = given;
+        let of = |names: [&str; 2]| names.into_iter().find_map(|name| sizes.get(name));
+        let m = of(["m", if a_transposed { "a1" } else { "a0" }]);
+        let n = of(["n", if b_transposed { "b1" } else { "b0" }]);
+        let k = of(if b_transposed { ["b0", "b0"] } else { ["b1", "b1"] });
+        let narrow = dtypes.get("a").is_none_or(|t| t.bits() == 16);
+        let (Some(n), Some(k), true) = (n, k, narrow) else { return Ok(Box::new(given)) };
+        // Without a number of rows: many.
+        let config = GemmConfig::for_shape(m.unwrap_or(usize::MAX >> 32), n, k);
+        Ok(Box::new(apply(GemmConfig { a_transposed, b_transposed, ..config }, settings)?))
+    }
+
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let cfg = apply(GemmConfig::default(), settings)?;
         let dtype = dtypes.get("a").copied().unwrap_or(DType::BF16);
@@ -189,16 +241,22 @@ impl LibraryKernel for Entry {
                 cases.push(case(16, 24, 64, bf16, f32, small));
                 let wide = GemmConfig { bn: 256, threads: 256, ..cfg };
                 cases.push(case(136, 264, 72, bf16, bf16, wide));
+                // In runs, by one block and by several; the last run is shorter.
+                let runs = GemmConfig { runs: 3, ..small };
+                for spread in [false, true] {
+                    cases.push(case(70, 72, 264, bf16, bf16, GemmConfig { spread, ..runs }));
+                    cases.push(case(33, 24, 256, bf16, f32, GemmConfig { spread, runs: 4, ..small }));
+                }
                 cases
             }
-            Scale::Representative => vec![case(4096, 2048, 1024, bf16, bf16, cfg)],
-            Scale::Full => orientations(cfg)
+            Scale::Representative => vec![chosen(4096, 2048, 1024, bf16)],
+            Scale::Full => orientations(GemmConfig::for_shape(4096, 4096, 512))
                 .map(|c| case(4096, 4096, 512, bf16, bf16, c))
                 .chain(
                     [(1, 4096, 7168), (64, 2112, 7168), (128, 7168, 2048), (4096, 576, 7168)]
-                        .map(|(m, n, k)| case(m, n, k, bf16, bf16, cfg)),
+                        .map(|(m, n, k)| chosen(m, n, k, bf16)),
                 )
-                .chain([case(128, 256, 7168, bf16, f32, cfg)])
+                .chain([chosen(128, 256, 7168, f32)])
                 .collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! Matrix products.
 
 pub mod block_scaled;
+mod choose;
 pub mod dense;
 pub mod grouped;
 pub mod k_grouped;

@@ -201,10 +201,13 @@ pub(super) fn grid(
     resident: usize,
 ) -> Result<(u32, u32, u32), LaunchError> {
     const LIMITS: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
-    if kernel.grid == GridPlan::Persistent {
-        let blocks: usize = launch.grid.iter().product();
-        let cluster = kernel.cluster as usize;
-        return Ok((blocks.min(resident.max(1)).next_multiple_of(cluster) as u32, 1, 1));
+    let (blocks, cluster) = (launch.grid.iter().product::<usize>(), kernel.cluster as usize);
+    match kernel.grid {
+        GridPlan::AsWritten => {}
+        GridPlan::Persistent => {
+            return Ok((blocks.min(resident.max(1)).next_multiple_of(cluster) as u32, 1, 1));
+        }
+        GridPlan::Spread => return Ok(((blocks.min((resident / cluster).max(1)) * cluster) as u32, 1, 1)),
     }
     let mut out = [1u32; 3];
     for (axis, (&n, limit)) in launch.grid.iter().zip(LIMITS).enumerate() {

@@ -2,7 +2,7 @@
 
 use super::Emitter;
 use super::names::Names;
-use crate::ptx::simt::{SimtOp, Ty, Val, Var};
+use crate::ptx::simt::{Addr, SimtOp, Ty, Val, Var};
 
 impl Emitter<'_> {
     pub(super) fn hopper(&mut self, op: &SimtOp) {
@@ -39,6 +39,18 @@ impl Emitter<'_> {
                 self.line(&format!("mapa.shared::cluster.u32 {there}, {base}, {rank};"));
                 let offset = addr.offset;
                 self.line(&format!("{guard}mbarrier.arrive.shared::cluster.b64 _, [{there}{offset:+}];"));
+            }
+            SimtOp::MbarReleaseAt { addr, rank, guard } => {
+                let guard = self.guard(*guard);
+                let there = self.in_block(addr, *rank);
+                self.line(&format!("{guard}mbarrier.arrive.release.cluster.shared::cluster.b64 _, {there};"));
+            }
+            SimtOp::BulkSend { addr, bytes, bar, rank } => {
+                let (there, bar) = (self.in_block(addr, *rank), self.in_block(bar, *rank));
+                let here = self.addr(addr);
+                self.line(&format!(
+                    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes {there}, {here}, {bytes}, {bar};"
+                ));
             }
             SimtOp::ClusterSync {} => {
                 self.line("barrier.cluster.arrive.release;");
@@ -115,6 +127,14 @@ impl Emitter<'_> {
             }
             _ => unreachable!("{} is no op of Hopper's", op.name()),
         }
+    }
+
+    /// The same place in another block of the cluster.
+    fn in_block(&mut self, addr: &Addr, rank: Val) -> String {
+        let (base, rank) = (self.reg(addr.base), self.reg(rank));
+        let there = Names::register(Ty::B32, self.names.fresh(Ty::B32));
+        self.line(&format!("mapa.shared::cluster.u32 {there}, {base}, {rank};"));
+        format!("[{there}{:+}]", addr.offset)
     }
 
     fn coordinates(&mut self, coords: &[Val]) -> String {

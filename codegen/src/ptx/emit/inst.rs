@@ -322,6 +322,8 @@ impl Emitter<'_> {
             | SimtOp::MbarExpect { .. }
             | SimtOp::MbarArrive { .. }
             | SimtOp::MbarArriveAt { .. }
+            | SimtOp::MbarReleaseAt { .. }
+            | SimtOp::BulkSend { .. }
             | SimtOp::ClusterSync {}
             | SimtOp::MbarWait { .. }
             | SimtOp::TmaLoad { .. }

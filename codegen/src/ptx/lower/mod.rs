@@ -374,7 +374,11 @@ impl<'f> Lowerer<'f> {
 
     fn region(&mut self, region: Region) -> Result {
         let func = self.func;
-        func.regions[region].ops.iter().try_for_each(|&op| if self.skip.contains(&op) { Ok(()) } else { self.op(op) })
+        self.ops(&func.regions[region].ops)
+    }
+
+    fn ops(&mut self, ops: &[Op]) -> Result {
+        ops.iter().try_for_each(|&op| if self.skip.contains(&op) { Ok(()) } else { self.op(op) })
     }
 
     fn op(&mut self, op: Op) -> Result {

@@ -81,6 +81,8 @@ impl Lives<'_> {
                 | SimtOp::MbarExpect { addr, .. }
                 | SimtOp::MbarArrive { addr, .. }
                 | SimtOp::MbarArriveAt { addr, .. }
+                | SimtOp::MbarReleaseAt { addr, .. }
+                | SimtOp::BulkSend { addr, .. }
                 | SimtOp::MbarWait { addr, .. } => self.keep(addr.obj),
                 SimtOp::TmaLoad { dst, .. } => self.keep(dst.obj),
                 SimtOp::TmaStore { src, .. } => self.keep(src.obj),

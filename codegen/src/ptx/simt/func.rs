@@ -154,6 +154,8 @@ pub enum GridPlan {
     AsWritten,
     /// At most one block for each multiprocessor, in one row; each walks over blocks of the author's grid.
     Persistent,
+    /// The same, where all blocks of a cluster share each block of the author's grid.
+    Spread,
 }
 
 /// How the warps of a block share the work.

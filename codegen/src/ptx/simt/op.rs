@@ -547,6 +547,11 @@ simt_ops! {
     "mbar_arrive" Write MbarArrive { addr: Addr, guard: Option<Val> }
     /// As `mbar_arrive`, at the barrier at the same place in block `rank` (b32) of the cluster.
     "mbar_arrive_at" Write MbarArriveAt { addr: Addr, rank: Val, guard: Option<Val> }
+    /// As `mbar_arrive_at`, after all of this thread's accesses to memory, for all blocks of the cluster.
+    "mbar_release_at" Write MbarReleaseAt { addr: Addr, rank: Val, guard: Option<Val> }
+    /// Starts copying `bytes` of shared memory to the same place in block `rank` (b32) of the cluster; they count on the
+    /// mbarrier `bar` of that block.
+    "bulk_send" Write BulkSend { addr: Addr, bytes: u32, bar: Addr, rank: Val }
     /// Waits until the phase of this parity (b32, 0 or 1) has ended.
     "mbar_wait" Sync MbarWait { addr: Addr, parity: Val }
     /// Starts copying the box at `coords` (b32, innermost first) of a tensor map to shared memory; its bytes count on the

@@ -223,6 +223,9 @@ impl<'t> Parser<'t> {
         if self.eat("persistent") {
             self.kernel.grid = GridPlan::Persistent;
         }
+        if self.eat("spread") {
+            self.kernel.grid = GridPlan::Spread;
+        }
         if self.eat("consumers") {
             self.kernel.roles = Roles::Specialised { consumers: self.number()? };
         }

@@ -121,9 +121,11 @@ impl fmt::Display for ParamSlot {
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "simt kernel {} threads {} shared {}", name(&self.name), self.threads, self.shared_bytes)?;
-        if self.grid == GridPlan::Persistent {
-            f.write_str(" persistent")?;
-        }
+        f.write_str(match self.grid {
+            GridPlan::AsWritten => "",
+            GridPlan::Persistent => " persistent",
+            GridPlan::Spread => " spread",
+        })?;
         if let Roles::Specialised { consumers } = self.roles {
             write!(f, " consumers {consumers}")?;
         }

@@ -269,7 +269,13 @@ impl Verifier<'_> {
                 self.addr(addr, Space::Shared)?;
                 self.guard(guard)
             }
-            SimtOp::MbarArriveAt { addr, rank, guard } => {
+            SimtOp::BulkSend { addr, bar, rank, bytes } => {
+                self.addr(addr, Space::Shared)?;
+                self.addr(bar, Space::Shared)?;
+                self.want(*rank, Ty::B32)?;
+                if bytes % 16 == 0 { Ok(()) } else { Err(format!("{bytes} bytes are no multiple of 16")) }
+            }
+            SimtOp::MbarArriveAt { addr, rank, guard } | SimtOp::MbarReleaseAt { addr, rank, guard } => {
                 self.addr(addr, Space::Shared)?;
                 self.want(*rank, Ty::B32)?;
                 self.guard(guard)

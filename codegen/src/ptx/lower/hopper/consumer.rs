@@ -1,6 +1,6 @@
 //! The role that multiplies, and runs all of the kernel but the copies of its loop.
 
-use super::super::index::{self, Idx};
+use super::super::index::Idx;
 use super::super::place::Place;
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
@@ -31,16 +31,18 @@ enum First<'p> {
 impl Lowerer<'_> {
     pub(super) fn consume(&mut self, rings: &Rings, group: Val) -> Result {
         self.start_rings(rings, 0);
-        let func = self.func;
         let plan: &HopperPlan = &rings.plan;
         self.skip.extend(plan.products.iter().filter_map(|p| p.clear));
         let (previous, zero) = (self.b.new_var(Ty::B32), self.b.c32(0));
         self.b.set(previous, zero);
         let role = Rc::new(HopperRole { rings: rings.clone(), group, previous });
         self.first_turn(&role);
-        self.hopper = Some(role);
+        self.hopper = Some(role.clone());
+        if let Some(h) = rings.handover {
+            self.b.set(h.parity, zero);
+        }
         let r = self.blocks(rings, Role::Multiplies, &mut |l| {
-            l.region(func.body)?;
+            l.consume_body(&role)?;
             // Written back, an accumulator keeps its registers from block to block; forgotten, the assembler would carry both
             // what the products left and what became of it.
             l.flush();
@@ -49,6 +51,18 @@ impl Lowerer<'_> {
         self.hopper = None;
         self.drain_stores(rings);
         r
+    }
+
+    /// The block's ops; those behind the loop may be one block's of a cluster.
+    fn consume_body(&mut self, role: &HopperRole) -> Result {
+        let func = self.func;
+        let ops = &func.regions[func.body].ops;
+        if role.rings.handover.is_none() {
+            return self.ops(ops);
+        }
+        let end = ops.iter().position(|&op| op == role.rings.plan.loop_op).map_or(ops.len(), |at| at + 1);
+        self.ops(&ops[..end])?;
+        self.in_first_block(role, &mut |l| l.ops(&ops[end..]))
     }
 
     /// The loop whose tiles come through the rings, if `op` is that loop.
@@ -64,8 +78,33 @@ impl Lowerer<'_> {
         let rings = &role.rings;
         self.flush();
         let accs: Vec<Vars> = rings.plan.products.iter().map(|p| self.accumulators(p)).collect::<Result<_>>()?;
-        let hi = index::to_val(&mut self.b, extent, Ty::B32);
-        let (zero, one) = (self.b.c32(0), self.b.c32(1));
+        match rings.plan.runs {
+            Some(runs) if !runs.spread => {
+                self.in_runs(runs, &accs, extent, &mut |l, lo, hi| {
+                    l.iterations(role, op, index, &accs, (lo, hi), extent)
+                })?;
+            }
+            _ => {
+                let (lo, hi) = self.share(&rings.plan, extent);
+                self.iterations(role, op, index, &accs, (lo, hi), extent)?;
+            }
+        }
+        self.hand_over(role, &accs);
+        Ok(())
+    }
+
+    /// The iterations of the loop from `lo` to before `hi`.
+    fn iterations(
+        &mut self,
+        role: &HopperRole,
+        op: Op,
+        index: Value,
+        accs: &[Vars],
+        (lo, hi): (Val, Val),
+        extent: Idx,
+    ) -> Result {
+        let rings = &role.rings;
+        let one = self.b.c32(1);
         let k = self.b.begin_for(Ty::B32);
         self.env[index.index()] =
             Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 }));
@@ -73,8 +112,8 @@ impl Lowerer<'_> {
         let full = self.barrier_at(rings, 0, slot, false);
         self.b.push(SimtOp::MbarWait { addr: full, parity });
         self.b.push(SimtOp::WgmmaFence {});
-        let later = self.b.setp(Cmp::Ne, Num::S32, k, zero);
-        for (p, acc) in rings.plan.products.iter().zip(&accs) {
+        let later = self.b.setp(Cmp::Ne, Num::S32, k, lo);
+        for (p, acc) in rings.plan.products.iter().zip(accs) {
             self.b.at(&self.func.ops[p.op].span);
             self.product(role, p, acc, &[slot], later)?;
         }
@@ -85,11 +124,11 @@ impl Lowerer<'_> {
         self.release(role, later);
         self.b.set(role.previous, slot);
         self.advance(rings, 0, slot, parity);
-        self.b.end_for(k, zero, hi, one, true);
+        self.b.end_for(k, lo, hi, one, true);
         self.b.push(SimtOp::WgmmaWait { pending: 0 });
-        let ran = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
+        let ran = self.b.setp(Cmp::Gt, Num::S32, hi, lo);
         self.release(role, ran);
-        self.clear_unused(rings, &accs, ran);
+        self.clear_unused(rings, accs, ran);
         Ok(())
     }
 

@@ -52,13 +52,13 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         loop_op: *loop_op,
         stages: *stages,
         consumers,
-        cluster: 1,
-        cluster_axis: 0,
+        cluster: [1, 1],
         loads,
         products,
         stores: Vec::new(),
         rings,
         mixed: None,
+        runs: None,
     };
     if need + staging_limit(consumers) <= have {
         finder.all_stores(finder.home(), None, &plan.products, &mut plan.stores);
@@ -68,7 +68,7 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     // the work between products is long: neighbours would wait for each other.
     let dealt = carried.is_some() || finder.length_varies();
     if !dealt {
-        (plan.cluster, plan.cluster_axis) = finder.share(&mut plan.loads, &plan.products, &plan.stores);
+        plan.cluster = finder.share(&mut plan.loads, &plan.products, &plan.stores);
     }
     plan.mixed = Some(Mixed { carried, dealt });
     Ok(plan)

@@ -11,6 +11,7 @@ mod deal;
 mod mixed;
 pub mod plan;
 mod producer;
+mod runs;
 mod store;
 mod turn;
 
@@ -52,6 +53,8 @@ pub(super) struct Rings {
     pub barriers: Obj,
     /// Boxes of accumulators on their way to tensors.
     pub staging: Obj,
+    /// Set if blocks of a cluster share the iterations of the loop.
+    pub handover: Option<runs::Handover>,
     /// Positions in the rings. Each role has its own.
     pub at: Vec<Position>,
 }
@@ -118,9 +121,9 @@ impl Lowerer<'_> {
         let consumers = plan.consumers * WARPGROUP;
         self.b.kernel.threads = (consumers + WARPGROUP) as u32;
         self.b.kernel.roles = Roles::Specialised { consumers: consumers as u32 };
-        self.b.kernel.grid = GridPlan::Persistent;
+        self.b.kernel.grid = if plan.spread() > 1 { GridPlan::Spread } else { GridPlan::Persistent };
         self.explain_plan(&plan);
-        self.b.kernel.cluster = plan.cluster as u32;
+        self.b.kernel.cluster = (plan.sharing() * plan.spread()) as u32;
         self.params();
         self.region(func.prelude)?;
 
@@ -145,7 +148,7 @@ impl Lowerer<'_> {
         self.consume(&rings, group)?;
         self.b.close();
         self.b.push(SimtOp::If { cond: feeds, uniform: true, then_body, else_body });
-        if plan.cluster > 1 {
+        if self.b.kernel.cluster > 1 {
             // A block may not end before the others have stopped writing its tiles and barriers.
             self.b.push(SimtOp::ClusterSync {});
         }
@@ -191,13 +194,21 @@ impl Lowerer<'_> {
             let at = self.span(s.op);
             self.explain.push(format!("hopper: the copy at {at} goes through boxes of 64 x {} elements", s.box_cols()));
         }
-        if plan.cluster > 1 {
-            let shared =
-                plan.loads.iter().filter(|l| l.shared).map(|l| self.name(l.buffer)).collect::<Vec<_>>().join(", ");
-            self.explain.push(format!(
-                "hopper: clusters of {} blocks along axis {} of the grid, each fetches its part of {shared} for all",
-                plan.cluster, plan.cluster_axis
-            ));
+        if plan.sharing() > 1 {
+            let shared = plan.loads.iter().filter(|l| l.shared.is_some());
+            let shared = shared.map(|l| self.name(l.buffer)).collect::<Vec<_>>().join(", ");
+            let blocks = match plan.cluster {
+                [n, 1] => format!("{n} blocks along axis 0"),
+                [1, n] => format!("{n} blocks along axis 1"),
+                [x, y] => format!("{x} x {y} blocks"),
+            };
+            self.explain
+                .push(format!("hopper: clusters of {blocks} of the grid, each fetches its part of {shared} for all"));
+        }
+        if let Some(r) = plan.runs {
+            let how = if r.spread { "each by another block of a cluster" } else { "one after another" };
+            self.explain
+                .push(format!("hopper: products are added up in {} runs of {} iterations, {how}", r.count, r.length));
         }
         let order = if plan.is_dealt() { "whichever block of the grid is next" } else { "blocks of the grid in turn" };
         self.explain.push(format!("hopper: persistent: a block takes {order}"));
@@ -231,11 +242,17 @@ impl Lowerer<'_> {
             at.push(Position { slot, parity, stages: deal::SLOTS, first });
             first += 2 * deal::SLOTS;
         }
+        let handover = (plan.spread() > 1).then(|| {
+            let parts = self.b.new_obj(shared("sums of other blocks".into(), plan.parts_bytes(), 16));
+            let parity = self.b.new_var(Ty::B32);
+            first += runs::BARRIERS;
+            runs::Handover { parts, first: first - runs::BARRIERS, parity }
+        });
         // Numbers of blocks on their way between roles stand behind the barriers.
         let bytes = MBARRIER * first + if plan.is_dealt() { deal::BYTES } else { 0 };
         let barriers = self.b.new_obj(shared("barriers of the rings".into(), bytes, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
-        Rings { plan: plan.clone(), tiles, barriers, staging, at }
+        Rings { plan: plan.clone(), tiles, barriers, staging, handover, at }
     }
 
     /// One thread makes the barriers; all others wait until they can be used.
@@ -243,22 +260,33 @@ impl Lowerer<'_> {
         let first = self.first_thread();
         let base = self.b.shared_addr(rings.barriers);
         let warps = (rings.plan.consumers * WARPGROUP / WARP) as u32;
-        let (then_body, ()) = self.b.in_block(false, |b| {
-            for (number, ring) in rings.at.iter().enumerate() {
-                // All blocks that fill a slot must have been told that all who read it are done.
-                let readers = warps * rings.plan.fillers(number) as u32;
-                for s in 0..ring.stages {
-                    for (at, count) in [(ring.first + s, 1), (ring.first + ring.stages + s, readers)] {
-                        let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
-                        b.push(SimtOp::MbarInit { addr, count });
-                    }
+        let then_body = self.b.open(false);
+        // They arrive while the barriers are made.
+        let loads = rings.plan.loads.iter().map(|l| (l.param, &l.tile));
+        let mut maps: Vec<Val> = Vec::new();
+        for (param, tile) in loads.chain(rings.plan.stores.iter().map(|s| (s.param, &s.tile))) {
+            let map = self.map_address(param, tile);
+            if !maps.contains(&map) {
+                maps.push(map);
+                self.b.push(SimtOp::MapPrefetch { map });
+            }
+        }
+        for (number, ring) in rings.at.iter().enumerate() {
+            // All blocks that fill a slot must have been told that all who read it are done.
+            let readers = warps * rings.plan.fillers(number) as u32;
+            for s in 0..ring.stages {
+                for (at, count) in [(ring.first + s, 1), (ring.first + ring.stages + s, readers)] {
+                    let addr = Addr { base, offset: (MBARRIER * at) as i32, obj: rings.barriers };
+                    self.b.push(SimtOp::MbarInit { addr, count });
                 }
             }
-            b.push(SimtOp::MbarFence {});
-        });
+        }
+        self.init_handover(rings);
+        self.b.push(SimtOp::MbarFence {});
+        self.b.close();
         let (else_body, ()) = self.b.in_block(false, |_| ());
         self.b.push(SimtOp::If { cond: first, uniform: false, then_body, else_body });
-        if rings.plan.cluster > 1 {
+        if self.b.kernel.cluster > 1 {
             self.b.push(SimtOp::ClusterSync {});
         } else {
             let (id, threads) = (self.b.c32(0), self.b.kernel.threads);
@@ -300,11 +328,10 @@ impl Lowerer<'_> {
         let extents: Vec<Idx> = extents.into_iter().map(|e| self.narrow(e)).collect();
         // Blocks of a cluster take neighbours. The last may find itself outside of the grid: the plan has seen that nothing
         // comes of it.
-        let (cluster, axis) = (plan.cluster as i64, plan.cluster_axis);
         let mut extents = extents;
-        if cluster > 1 {
-            let pairs = index::ceil_div(&mut self.b, extents[axis], Idx::constant(cluster));
-            extents[axis] = self.narrow(pairs);
+        for (extent, &n) in extents.iter_mut().zip(&plan.cluster).filter(|(_, n)| **n > 1) {
+            let clusters = index::ceil_div(&mut self.b, *extent, Idx::constant(n as i64));
+            *extent = self.narrow(clusters);
         }
         let mut total = self.b.c32(1);
         for &e in &extents {
@@ -312,9 +339,10 @@ impl Lowerer<'_> {
             total = self.b.mul(Num::S32, total, e);
         }
         let (mut first, mut step) = (self.b.special(Special::CtaX), self.b.special(Special::GridX));
-        if cluster > 1 {
-            let by = self.b.c32(cluster.trailing_zeros().into());
-            [first, step] = [first, step].map(|v| self.b.bin(Bin::Shr, Num::U32, v, by));
+        let together = i64::from(self.b.kernel.cluster);
+        if together > 1 {
+            let by = self.b.c32(together);
+            [first, step] = [first, step].map(|v| self.b.bin(Bin::Div, Num::U32, v, by));
         }
         if plan.is_dealt() {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
@@ -334,27 +362,38 @@ impl Lowerer<'_> {
         body: &mut dyn FnMut(&mut Self) -> Result,
     ) -> Result {
         let func = self.func;
-        let (cluster, axis) = (plan.cluster as i64, plan.cluster_axis);
         let linear = Idx::new(number, 0, i64::from(i32::MAX), 1);
         let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
         let height = match func.block_order {
             BlockOrder::Panel(h) => i64::from(h),
-            BlockOrder::RowMajor => (PANEL_ROWS / (rows * if axis == 1 { plan.cluster } else { 1 })) as i64,
+            BlockOrder::RowMajor => (PANEL_ROWS / (rows * plan.cluster[1])) as i64,
         };
         let mut height = Idx::constant(height.max(1));
         if plan.is_dealt() && func.block_order == BlockOrder::RowMajor {
             height = self.cached_height(plan, height, extents);
         }
         let mut ids = self.block_of(linear, extents, height);
-        if cluster > 1 {
-            let rank = self.b.special(Special::ClusterRank);
-            let x = index::mul(&mut self.b, ids[axis], Idx::constant(cluster));
-            ids[axis] = index::add(&mut self.b, x, Idx::new(rank, 0, cluster - 1, 1));
+        for axis in (0..2).filter(|&axis| plan.cluster[axis] > 1) {
+            let n = plan.cluster[axis] as i64;
+            let x = index::mul(&mut self.b, ids[axis], Idx::constant(n));
+            let mine = self.rank_along(plan, axis);
+            ids[axis] = index::add(&mut self.b, x, Idx::new(mine, 0, n - 1, 1));
         }
         for (&id, at) in func.block_ids.iter().zip(ids) {
             self.env[id.index()] = Some(Scalar::Idx(at));
         }
         body(self)
+    }
+
+    /// The block's number in its cluster along an axis of the grid; the first axis is the faster one.
+    fn rank_along(&mut self, plan: &HopperPlan, axis: usize) -> Val {
+        let rank = self.b.special(Special::ClusterRank);
+        let n = self.b.c32(plan.cluster[0] as i64);
+        match (axis, plan.cluster) {
+            (0, [_, 1]) | (1, [1, _]) => rank,
+            (0, _) => self.b.bin(Bin::Rem, Num::U32, rank, n),
+            _ => self.b.bin(Bin::Div, Num::U32, rank, n),
+        }
     }
 
     /// Rows of a panel, at most `most`, such that what the loop reads for them stays in the L2 cache while the panel runs, if

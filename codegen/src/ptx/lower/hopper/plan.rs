@@ -6,6 +6,7 @@
 
 use super::super::infer::is_whole;
 use super::mixed::{self, Found};
+use super::runs::Runs;
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
 use crate::ptx::target::{Arch, Target};
@@ -33,10 +34,8 @@ pub struct HopperPlan {
     pub stages: usize,
     /// Warpgroups that multiply; one more feeds them.
     pub consumers: usize,
-    /// Blocks of a cluster; 1 for none.
-    pub cluster: usize,
-    /// The axis of the grid along which they are neighbours.
-    pub cluster_axis: usize,
+    /// Neighbours along the first two axes of the grid that fetch tiles for each other.
+    pub cluster: [usize; 2],
     pub loads: Vec<Load>,
     pub products: Vec<Product>,
     pub stores: Vec<Store>,
@@ -44,6 +43,8 @@ pub struct HopperPlan {
     pub rings: Vec<Ring>,
     /// Set if the loop does more than copy and multiply.
     pub mixed: Option<Mixed>,
+    /// Set if products are added up in runs of iterations.
+    pub runs: Option<Runs>,
 }
 
 /// Slots of shared tiles that the loads of one ring fill together and products give back together.
@@ -114,8 +115,8 @@ pub struct Load {
     pub swizzle: Swizzle,
     /// Extents of a box along the tensor's axes, innermost first.
     pub tile: Vec<u32>,
-    /// The blocks of a cluster want the same tile: each fetches a part for all.
-    pub shared: bool,
+    /// The blocks of a cluster along this axis want the same tile: each fetches a part for all.
+    pub shared: Option<usize>,
     /// Position in [`HopperPlan::rings`].
     pub ring: usize,
 }
@@ -218,6 +219,11 @@ impl Product {
 }
 
 impl HopperPlan {
+    /// Blocks that fetch tiles for each other.
+    pub fn sharing(&self) -> usize {
+        self.cluster.iter().product()
+    }
+
     /// True if two warpgroups start the products of an iteration one after the other, so that one multiplies while the other
     /// works between products.
     pub fn takes_turns(&self) -> bool {
@@ -231,7 +237,7 @@ impl HopperPlan {
 
     /// Blocks that fill a ring's slots together.
     pub fn fillers(&self, ring: usize) -> usize {
-        if self.loads.iter().any(|l| l.ring == ring && l.shared) { self.cluster } else { 1 }
+        if self.loads.iter().any(|l| l.ring == ring && l.shared.is_some()) { self.sharing() } else { 1 }
     }
 
     /// True if a product reads tiles of a ring.
@@ -276,23 +282,34 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     }
     let consumers = func.threads / WARPGROUP;
     let finder = Finder { func, loop_op, region, path: path.clone(), consumers };
-    let mut loads = finder.loads()?;
+    let loads = finder.loads()?;
     let products = finder.products(&loads)?;
     if products.is_empty() || loads.is_empty() {
         return Err(None);
     }
-    let need: usize = loads.iter().map(|l| l.slot_bytes() * stages).sum();
+    let runs = finder.runs(&products)?;
+    let mut need: usize = loads.iter().map(|l| l.slot_bytes() * stages).sum();
     let have = target.arch.max_shared_bytes() as usize - 1024;
     if need > have {
         return refuse(format!("its {stages} stages need {need} bytes of shared memory, there are {have}"));
     }
-    let mut stores = finder.stores(&products);
-    if need + staging_limit(consumers) > have {
-        stores.clear();
-    }
-    let (cluster, cluster_axis) = finder.share(&mut loads, &products, &stores);
     let rings = vec![Ring { stages, once: false }];
-    Ok(HopperPlan { loop_op, stages, consumers, cluster, cluster_axis, loads, products, stores, rings, mixed: None })
+    let stores = finder.stores(&products);
+    let (cluster, mixed) = ([1, 1], None);
+    let mut plan = HopperPlan { loop_op, stages, consumers, cluster, loads, products, stores, rings, mixed, runs };
+    need += plan.parts_bytes();
+    if need > have {
+        return refuse(format!(
+            "its {stages} stages and the sums of runs need {need} bytes of shared memory, there are {have}"
+        ));
+    }
+    if need + staging_limit(consumers) > have {
+        plan.stores.clear();
+    }
+    if plan.spread() == 1 {
+        plan.cluster = finder.share(&mut plan.loads, &plan.products, &plan.stores);
+    }
+    Ok(plan)
 }
 
 /// Most bytes that boxes of accumulators take.
@@ -445,7 +462,7 @@ impl Finder<'_> {
             cols,
             swizzle,
             tile,
-            shared: false,
+            shared: None,
             ring: 0,
         })
     }

@@ -5,7 +5,7 @@ use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
 use super::plan::{WARPGROUP, loads_constant};
 use super::{Rings, Role};
-use crate::ptx::simt::{Addr, Bin, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
+use crate::ptx::simt::{Addr, Bin, Builder, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
 use zellige_ir::{EntityId, Op, OpKind, Region};
 
 impl Lowerer<'_> {
@@ -16,10 +16,6 @@ impl Lowerer<'_> {
         let zero = self.b.c32(0);
         let one_thread = self.b.setp(Cmp::Eq, Num::S32, lane, zero);
         let then_body = self.b.open(false);
-        for l in &rings.plan.loads {
-            let map = self.map_address(l.param, &l.tile);
-            self.b.push(SimtOp::MapPrefetch { map });
-        }
         // The phase before the first one counts as ended: all slots are free.
         self.start_rings(rings, 1);
         let func = self.func;
@@ -56,8 +52,8 @@ impl Lowerer<'_> {
                 && let OpKind::For { indices, extents, body, .. } = &func.ops[op].kind
             {
                 let extent = self.idx(op, extents[0], None)?;
-                let hi = index::to_val(&mut self.b, extent, Ty::B32);
-                let (lo, one) = (self.b.c32(0), self.b.c32(1));
+                let (lo, hi) = self.share(&rings.plan, extent);
+                let one = self.b.c32(1);
                 let v = self.b.begin_for(Ty::B32);
                 let k = Idx { base: Some(v), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 };
                 self.env[indices[0].0.index()] = Some(Scalar::Idx(k));
@@ -165,19 +161,20 @@ impl Lowerer<'_> {
         let size = self.b.c32(l.slot_bytes() as i64);
         let base = self.b.mad(Num::S32, slot, size, base);
         // This block's part of the tile, by boxes or by rows of the only box.
-        let cluster = if l.shared { rings.plan.cluster } else { 1 };
+        let cluster = l.shared.map_or(1, |axis| rings.plan.cluster[axis]);
         let boxes = l.boxes();
         let (my_boxes, my_rows) =
             if boxes.is_multiple_of(cluster) { (boxes / cluster, 0) } else { (boxes, l.rows / cluster) };
         let (mut part, mut base) = (Idx::constant(0), base);
-        if cluster > 1 {
-            let rank = self.b.special(Special::ClusterRank);
+        if let Some(axis) = l.shared {
+            let rank = self.rank_along(&rings.plan, axis);
             part = Idx::new(rank, 0, cluster as i64 - 1, 1);
             let bytes = if my_rows > 0 { my_rows * l.swizzle.atom_bytes() } else { my_boxes * l.box_bytes() };
             let bytes = self.b.c32(bytes as i64);
             base = self.b.mad(Num::S32, rank, bytes, base);
         }
         let row_axis = usize::from(src.axes[0].axis);
+        let mut copies = Vec::new();
         for i in 0..my_boxes {
             let mut coords = Vals::new();
             for (axis, &v) in src.offsets.iter().enumerate().rev() {
@@ -195,9 +192,40 @@ impl Lowerer<'_> {
                 coords.push(index::to_val(&mut self.b, at, Ty::B32));
             }
             let dst = Addr { base, offset: (i * l.box_bytes()) as i32, obj: rings.tiles[load] };
-            let blocks = if cluster > 1 { (1 << cluster) - 1 } else { 0 };
-            self.b.push(SimtOp::TmaLoad { dst, map, coords, bar, blocks });
+            copies.push((dst, coords));
+        }
+        let start = move |b: &mut Builder, blocks: u32| {
+            for (dst, coords) in &copies {
+                b.push(SimtOp::TmaLoad { dst: *dst, map, coords: coords.clone(), bar, blocks });
+            }
+        };
+        let [nx, ny] = rings.plan.cluster;
+        match l.shared {
+            None => start(&mut self.b, 0),
+            // Those beside this block along the axis: one after another, or every `nx`th.
+            Some(0) => {
+                let y = self.rank_along(&rings.plan, 1);
+                self.for_rank(y, ny, |y| ((1u32 << nx) - 1) << (y * nx), &start);
+            }
+            Some(_) => {
+                let x = self.rank_along(&rings.plan, 0);
+                self.for_rank(x, nx, |x| (0..ny).map(|y| 1u32 << (y * nx + x)).sum(), &start);
+            }
         }
         Ok(())
+    }
+
+    /// Starts copies to the blocks that go with this block's `rank` along an axis of the cluster, one of `n`.
+    fn for_rank(&mut self, rank: Val, n: usize, blocks: impl Fn(usize) -> u32, start: &impl Fn(&mut Builder, u32)) {
+        if n == 1 {
+            return start(&mut self.b, blocks(0));
+        }
+        for r in 0..n {
+            let this = self.b.c32(r as i64);
+            let cond = self.b.setp(Cmp::Eq, Num::S32, rank, this);
+            let (then_body, ()) = self.b.in_block(false, |b| start(b, blocks(r)));
+            let (else_body, ()) = self.b.in_block(false, |_| ());
+            self.b.push(SimtOp::If { cond, uniform: true, then_body, else_body });
+        }
     }
 }
