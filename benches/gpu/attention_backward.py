@@ -69,8 +69,8 @@ def measure(zellige, shape, flush):
     scale = {"scale": d**-0.5}
     parts = {
         "attention_delta": (lambda c: (ceil(b * s, c["bm"]), h), {}, ["tokens", "heads", "d", "sinks", "tiles"], ["threads=128"]),
-        "attention_dq": (lambda c: (ceil(s, c["bm"]), h, b), {"max_q": s} | scale, of_attention, ["causal=1"]),
-        "attention_dkv": (lambda c: (ceil(s, c["bn"]), hk, b), {"max_k": s} | scale, of_attention, ["causal=1"]),
+        "attention_dq": (lambda c: (ceil(s, c["bm"]), h, b), {"max_q": s} | scale, of_attention, ["causal=true"]),
+        "attention_dkv": (lambda c: (ceil(s, c["bn"]), hk, b), {"max_k": s} | scale, of_attention, ["causal=true"]),
     }
     kernels = {name: ours(name, *rest) for name, rest in parts.items()}
 
