@@ -194,7 +194,7 @@ impl LibraryKernel for Entry {
                 cases.push(Batch::one(1, 1, 128, 21, 50).case(causal(full), problem));
                 cases.push(Batch::one(1, 1, 256, 5, 18).case(full, problem));
                 // Four warps share what the rows of a wide head accumulate.
-                let wide = AttentionConfig { threads: 128, ..full };
+                let wide = AttentionConfig { bn: 32, threads: 128, ..full };
                 cases.push(sinks(Batch::one(3, 1, 512, 10, 40)).case(causal(wide), problem));
                 cases
             }

@@ -37,6 +37,9 @@ const REGISTERS: [Option<(u32, u32)>; 4] = [None, None, Some((40, 232)), Some((3
 /// The same for loops that work between products, which keep more in registers.
 const MIXED_REGISTERS: [Option<(u32, u32)>; 4] = [None, None, Some((24, 240)), Some((32, 160))];
 
+/// Loads whose places a thread keeps in as few registers as loops that work between products leave it.
+const FEW_LOADS: usize = 3;
+
 /// Bytes that a panel may keep in the L2 cache, which has 50 MB.
 const CACHED_BYTES: usize = 32 << 20;
 
@@ -111,7 +114,8 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
 }
 
 fn registers(plan: &HopperPlan) -> Option<(u32, u32)> {
-    if plan.mixed.is_some() { MIXED_REGISTERS[plan.consumers] } else { REGISTERS[plan.consumers] }
+    let few_loads = plan.loads.len() <= FEW_LOADS;
+    if plan.mixed.is_some() && few_loads { MIXED_REGISTERS[plan.consumers] } else { REGISTERS[plan.consumers] }
 }
 
 impl Lowerer<'_> {
