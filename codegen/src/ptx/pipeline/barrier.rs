@@ -7,7 +7,7 @@
 //! conditional are walked apart and their accesses united. Control flow that threads may leave differently contains no
 //! marks, hence no barrier.
 //!
-//! Which threads touch which bytes is computed as far as it follows from a thread's number ([`super::meet`]): nobody waits
+//! Which threads touch which bytes is computed as far as it follows from a thread's number (`meet`): nobody waits
 //! where each thread meets only itself, and only the warp where it meets only its warp. What the lowering knows to be
 //! different elements needs no barrier either: of phases in one turn (`apart` of a
 //! [`PhaseInfo`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop (`split` of an
