@@ -264,11 +264,19 @@ fn blocks_in_conditionals_share_tiles_if_they_run_alike() {
 }
 
 #[test]
-fn what_widens_its_operands_stays_off_these_units() {
-    let problem = problem_of("block_scaled_gemm", "m=5 n=64 k=128 f8e4m3xf4e2m1", &[]);
-    let kernel = ptx(&problem, Arch::Sm90a);
-    assert!(!kernel.ptx.contains("wgmma"));
-    assert!(kernel.explain.iter().any(|e| e.contains("hopper")), "{:?}", kernel.explain);
+fn narrow_operands_are_widened_by_those_who_multiply() {
+    let cases = [
+        ("block_scaled_gemm", "m=5 n=64 k=128 f8e4m3xf4e2m1"),
+        ("grouped_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf4e2m1"),
+        ("masked_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf4e2m1"),
+    ];
+    for (kernel, name) in cases {
+        // One warpgroup, two that share rows, two that share columns.
+        for (bm, bn, threads) in [(64, 64, 128), (128, 64, 256), (64, 128, 256)] {
+            let explain = check_scaled(kernel, name, &deep_tile(bm, bn, 64, threads));
+            assert!(explain.iter().any(|e| e.contains("ring of 2 for shared b_s")), "{explain:?}");
+        }
+    }
 }
 
 #[test]

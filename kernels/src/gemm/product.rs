@@ -66,7 +66,7 @@ impl ProductConfig {
 
     /// `b` in MXFP4: groups of 1 x 32.
     pub fn mxfp4() -> ProductConfig {
-        ProductConfig { bk: 128, b_rows: 1, b_group: 32, ..ProductConfig::default() }
+        ProductConfig { bk: 128, stages: 4, b_rows: 1, b_group: 32, ..ProductConfig::default() }
     }
 }
 
@@ -104,55 +104,73 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
 ) -> Fragment<f32, 2> {
     let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
     let (a_s, b_s) = (t.shared::<A, 2>([bm, bk]), t.shared::<B::Wide, 2>([bn, bk]));
+    // Narrow elements travel as they are, and are widened where they are multiplied.
+    let narrow = (B::DTYPE != B::Wide::DTYPE).then(|| t.shared::<B, 2>([bn, bk]));
     let acc = t.fragment::<f32, 2>([bm, bn]);
     t.clear(acc);
     let step = a_group.min(b_group);
     let steps = if cfg.scaled { bk / step } else { 0 };
     // Two sums take turns, so that the next one can begin while one is promoted.
     let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bm, bn])).collect();
-    let (of_a, of_b, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bn]), t.fragment::<f32, 1>([bm]));
+    // Factors are fetched ahead, so that no product waits for them: those of rows by a step, those of columns by a tile.
+    // Behind the last column there are none, which reads as zero.
+    let (of_a, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
     let of_tile = t.local::<f32, 1>([1]);
-    // Where all columns of a tile share a factor, the factors are fetched a step ahead: no product waits for them. Behind the
-    // last column there are none, which reads as zero.
-    let ahead = cfg.scaled && cfg.b_rows.is_multiple_of(bn);
-    let fetch = |column: Idx| {
-        for i in t.parallel(bm) {
-            of_a[i] = a_sf(i, column / a_group);
+    let columns = (cfg.scaled && !cfg.b_rows.is_multiple_of(bn))
+        .then(|| (t.fragment::<f32, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
+    // The factors from a column on, which is `from` columns behind a multiple of `bk`.
+    let fetch = |column: Idx, from: usize| {
+        let begins = |group: usize| !bk.is_multiple_of(group) || from.is_multiple_of(group);
+        if begins(a_group) {
+            for i in t.parallel(bm) {
+                of_a[i] = a_sf(i, column / a_group);
+            }
         }
-        of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+        if columns.is_none() && begins(b_group) {
+            of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+        }
     };
-    if ahead {
-        fetch(Idx::from(0usize));
+    let fetch_columns = |next: Fragment<f32, 2>, depth: Idx| {
+        for (j, s) in t.parallel((bn, steps)) {
+            next[(j, s)] = b_sf(j, depth / b_group + s * step / b_group);
+        }
+    };
+    if cfg.scaled {
+        fetch(Idx::from(0usize), 0);
+    }
+    if let Some((next, _)) = columns {
+        fetch_columns(next, Idx::from(0usize));
     }
     for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
         let depth = ko * bk;
         t.copy(a(depth), a_s);
-        t.cast(b(depth), b_s);
+        match narrow {
+            Some(narrow) => {
+                t.copy(b(depth), narrow);
+                t.cast(narrow, b_s);
+            }
+            None => t.cast(b(depth), b_s),
+        }
         if !cfg.scaled {
             t.gemm(a_s, b_s.t(), acc);
+        }
+        if let Some((next, of_b)) = columns {
+            for (j, s) in t.parallel((bn, steps)) {
+                of_b[(s, j)] = next[(j, s)];
+            }
+            fetch_columns(next, depth + bk);
         }
         for s in 0..steps {
             let (part, column) = (part[s % part.len()], depth + s * step);
             let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
             t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
-            if ahead {
-                for i in t.parallel(bm) {
-                    scale[i] = of_a[i] * of_tile[0];
-                }
-                fetch(column + step);
-                for (i, j) in t.parallel((bm, bn)) {
-                    acc[(i, j)] = part[(i, j)].mul_add(scale[i], acc[(i, j)]);
-                }
-            } else {
-                for i in t.parallel(bm) {
-                    of_a[i] = a_sf(i, column / a_group);
-                }
-                for j in t.parallel(bn) {
-                    of_b[j] = b_sf(j, column / b_group);
-                }
-                for (i, j) in t.parallel((bm, bn)) {
-                    acc[(i, j)] = part[(i, j)].mul_add(of_a[i] * of_b[j], acc[(i, j)]);
-                }
+            for i in t.parallel(bm) {
+                scale[i] = if columns.is_some() { of_a[i] } else { of_a[i] * of_tile[0] };
+            }
+            fetch(column + step, (s + 1) * step);
+            for (i, j) in t.parallel((bm, bn)) {
+                let scale = columns.map_or(scale[i], |(_, of_b)| scale[i] * of_b[(s, j)]);
+                acc[(i, j)] = part[(i, j)].mul_add(scale, acc[(i, j)]);
             }
         }
     }

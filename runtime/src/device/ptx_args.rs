@@ -116,9 +116,13 @@ fn aligned(params: &[ParamSlot], wanted: u64, launch: &Launch<'_>) -> u64 {
 /// The tensor behind a map, at `address`.
 fn map_tensor(param: u32, launch: &Launch<'_>, address: u64) -> Option<MapTensor> {
     let tensor = launch.args[param as usize].tensor()?;
-    let bytes = tensor.dtype().bits() as u64 / 8;
-    let size = tensor.shape().iter().rev().map(|&n| n as u64).collect();
-    let stride = tensor.strides().iter().rev().skip(1).map(|&s| s as u64 * bytes).collect();
+    let bits = tensor.dtype().bits() as u64;
+    let mut size: Vec<u64> = tensor.shape().iter().rev().map(|&n| n as u64).collect();
+    // Elements narrower than a byte are counted in bytes; a last half byte is no part of any map.
+    if let Some(inner) = size.first_mut().filter(|_| bits < 8) {
+        *inner = if (*inner * bits).is_multiple_of(8) { *inner * bits / 8 } else { 0 };
+    }
+    let stride = tensor.strides().iter().rev().skip(1).map(|&s| s as u64 * bits / 8).collect();
     Some(MapTensor { address, size, stride })
 }
 

@@ -212,6 +212,10 @@ impl Emitter<'_> {
                 let (x, y) = (self.opnd(*x), self.opnd(*y));
                 self.line(&format!("prmt.b32 {}, {x}, {y}, 0x{sel:04x};", self.opnd(out.0)));
             }
+            SimtOp::PrmtBy { out, x, y, sel } => {
+                let (x, y, sel) = (self.opnd(*x), self.opnd(*y), self.opnd(*sel));
+                self.line(&format!("prmt.b32 {}, {x}, {y}, {sel};", self.opnd(out.0)));
+            }
             SimtOp::Bfe { out, x, pos, len } => {
                 let x = self.opnd(*x);
                 self.line(&format!("bfe.u32 {}, {x}, {pos}, {len};", self.opnd(out.0)));

@@ -5,6 +5,7 @@
 
 use super::index::{self, Idx};
 use super::value::{self, Scalar};
+use super::words;
 use crate::ptx::simt::{Bin, Builder, Cmp, Num, Packed, Round, Ty, Un, Val};
 use crate::ptx::target::Target;
 use zellige_ir::DType;
@@ -29,6 +30,13 @@ pub fn cast_all(b: &mut Builder, target: Target, vals: &[Val], from: DType, to: 
     if from == to {
         return vals.to_vec();
     }
+    if (from, to) == (DType::F4E2M1, DType::F8E4M3) {
+        let eights = vals.chunks(8).flat_map(|vals| match words::origin(b, from, vals).filter(|_| vals.len() == 8) {
+            Some(word) => widen_codes(b, word).to_vec(),
+            None => vals.iter().map(|&v| cast_reg(b, target, v, from, to)).collect(),
+        });
+        return eights.collect();
+    }
     let mut out = Vec::with_capacity(vals.len());
     let pairs = from != DType::Bool && from.is_float() && from != DType::F64;
     for pair in vals.chunks(2) {
@@ -52,6 +60,29 @@ fn packs(target: Target, to: DType) -> bool {
         DType::F8E4M3 | DType::F8E5M2 => target.has_fp8_cvt(),
         _ => false,
     }
+}
+
+/// The codes in e4m3 of the magnitudes of e2m1, a byte each: 0, 0.5, 1, 1.5 and 2, 3, 4, 6.
+const E2M1_AS_E4M3: [i64; 2] = [0x3c38_3000, 0x4c48_4440];
+
+/// A word of eight e2m1 as codes in e4m3, which are looked up by their magnitudes.
+fn widen_codes(b: &mut Builder, word: Val) -> [Val; 8] {
+    let table = E2M1_AS_E4M3.map(|codes| b.c32(codes));
+    let (mask, half, nibble) = (b.c32(0x7777_7777), b.c32(16), b.c32(4));
+    let picks = b.bin(Bin::And, Num::B32, word, mask);
+    let (even, odd) = (b.c32(0x0080_0080), b.c32(0x8000_8000));
+    let words = [0u32, 2].map(|first| {
+        let picks = if first == 0 { picks } else { b.bin(Bin::Shr, Num::U32, picks, half) };
+        let magnitudes = b.prmt_by(table[0], table[1], picks);
+        // Each byte of the word twice, then the sign bits of its nibbles where those of their codes are.
+        let twice = b.prmt(word, word, 0x1100 + 0x1111 * first);
+        let low = b.bin(Bin::Shl, Num::B32, twice, nibble);
+        let low = b.bin(Bin::And, Num::B32, low, even);
+        let high = b.bin(Bin::And, Num::B32, twice, odd);
+        let signs = b.bin(Bin::Or, Num::B32, low, high);
+        b.bin(Bin::Or, Num::B32, magnitudes, signs)
+    });
+    std::array::from_fn(|i| b.bfe(words[i / 4], 8 * (i as u32 % 4), 8))
 }
 
 fn widen_pair(b: &mut Builder, target: Target, from: DType, pair: [Val; 2]) -> [Val; 2] {

@@ -103,14 +103,19 @@ impl Lowerer<'_> {
         let dst_guards: Vec<Option<Val>> = dst_guards.into_iter().map(|g| self.b.and_guard(g, primary)).collect();
         let src_offsets: Vec<_> = src_at.iter().map(|c| from.offset(&mut self.b, c)).collect();
         let dst_offsets: Vec<_> = dst_at.iter().map(|c| to.offset(&mut self.b, c)).collect();
-        let bytes = from.dtype.bits() / 8;
+        let bits = from.dtype.bits();
         let mut asynchronous = false;
         let mut i = 0;
         while i < part.regs.len() {
-            let n = from.run(&src_offsets[i..], &src_guards[i..]).min(to.run(&dst_offsets[i..], &dst_guards[i..]));
-            if n * bytes >= 4 {
+            let n = if bits < 8 {
+                let src = from.nibble_run(&mut self.b, &src_at[i..], &src_offsets[i..], &src_guards[i..]);
+                src.min(to.nibble_run(&mut self.b, &dst_at[i..], &dst_offsets[i..], &dst_guards[i..]))
+            } else {
+                from.run(&src_offsets[i..], &src_guards[i..]).min(to.run(&dst_offsets[i..], &dst_guards[i..]))
+            };
+            if n * bits >= 32 {
                 let (src, dst) = (from.address(&mut self.b, src_offsets[i]), to.address(&mut self.b, dst_offsets[i]));
-                let total = (n * bytes) as u32;
+                let total = (n * bits / 8) as u32;
                 let size = src_guards[i].filter(|g| Some(*g) != dst_guards[i]).map(|g| {
                     let (all, none) = (self.b.c32(total.into()), self.b.c32(0));
                     self.b.selp(g, all, none)

@@ -153,7 +153,9 @@ impl Infer<'_> {
     fn wgmmas(&mut self, plan: &HopperPlan) -> Result {
         for p in &plan.products {
             let layout = p.layout().map_err(|e| self.error(p.op, "no layout for a wgmma accumulator", e))?;
-            self.assign(p.acc, Rc::new(Dist::new(layout)), "fixed", p.op);
+            if self.is_free(p.acc) {
+                self.assign(p.acc, Rc::new(Dist::new(layout)), "fixed", p.op);
+            }
             if let Some((operand, layout)) = p.operand_fragment() {
                 let layout = layout.map_err(|e| self.error(p.op, "no layout for an operand of wgmma", e))?;
                 self.assign(operand, Rc::new(Dist::new(layout)), "fixed", p.op);

@@ -277,7 +277,7 @@ impl Lowerer<'_> {
         if !is_whole(func, dst) {
             return Err(Some("it writes a part of its buffer".into()));
         }
-        if data(src).dtype != data(dst).dtype || data(src).dtype.bits() < 8 {
+        if data(src).dtype != data(dst).dtype {
             return Err(Some("it converts elements".into()));
         }
         if pad.bits() != 0 {
@@ -394,7 +394,7 @@ impl Lowerer<'_> {
     }
 }
 
-fn writes(kind: &OpKind, buffer: Buffer) -> bool {
+pub(super) fn writes(kind: &OpKind, buffer: Buffer) -> bool {
     match kind {
         OpKind::Store { buffer: b, .. } | OpKind::Atomic { buffer: b, .. } | OpKind::Alloc { buffer: b } => {
             *b == buffer

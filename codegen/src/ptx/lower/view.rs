@@ -42,6 +42,14 @@ pub struct View {
     pub checked: bool,
 }
 
+/// Bytes that so many elements take, without a last half byte.
+fn in_bytes(b: &mut Builder, elems: Idx, bits: i64) -> Idx {
+    match bits {
+        ..8 => index::div(b, elems, Idx::constant(8 / bits)),
+        _ => index::mul(b, elems, Idx::constant(bits / 8)),
+    }
+}
+
 impl View {
     /// Byte offset of an element from `base`; for the packed 4-bit format that of its byte.
     pub fn offset(&self, b: &mut Builder, at: &[Idx]) -> Idx {
@@ -68,12 +76,12 @@ impl View {
                 let (row, col) = (at[n - 2], at[n - 1]);
                 let mut sum = Idx::constant(0);
                 for (&x, &s) in at[..n - 2].iter().zip(strides) {
-                    let bytes = index::mul(b, s, Idx::constant(bits / 8));
+                    let bytes = in_bytes(b, s, bits);
                     let part = index::mul(b, x, bytes);
                     sum = index::add(b, sum, part);
                 }
                 let atom_bytes = *atom as i64;
-                let col_bytes = index::mul(b, col, Idx::constant(bits / 8));
+                let col_bytes = in_bytes(b, col, bits);
                 let which = index::div(b, col_bytes, Idx::constant(atom_bytes));
                 let inside = index::rem(b, col_bytes, Idx::constant(atom_bytes));
                 let part = index::mul(b, which, Idx::constant(*rows as i64 * atom_bytes));
@@ -285,7 +293,7 @@ impl View {
     }
 
     /// Elements from an even position on that follow one another: 2, 4, 8, 16 or 32 of them, else 1.
-    fn nibble_run(&self, b: &mut Builder, at: &[Coords], offsets: &[Idx], guards: &[Option<Val>]) -> usize {
+    pub(super) fn nibble_run(&self, b: &mut Builder, at: &[Coords], offsets: &[Idx], guards: &[Option<Val>]) -> usize {
         let last = at[0].len() - 1;
         let first = at[0][last];
         if self.nibble(b, &at[0]).as_const() != Some(0) {

@@ -552,6 +552,10 @@ impl Builder {
         self.def1(Ty::B32, |out| SimtOp::Prmt { out, x, y, sel })
     }
 
+    pub fn prmt_by(&mut self, x: Val, y: Val, sel: Val) -> Val {
+        self.def1(Ty::B32, |out| SimtOp::PrmtBy { out, x, y, sel })
+    }
+
     pub fn bfe(&mut self, x: Val, pos: u32, len: u32) -> Val {
         if let Some(c) = self.as_const(x) {
             return self.kernel.constant(Ty::B32, c >> pos & ((1u64 << len) - 1));

@@ -141,7 +141,8 @@ mod dtype_name {
 pub struct MapSpec {
     #[serde(with = "dtype_name")]
     pub dtype: DType,
-    /// Extents of a box in elements, innermost first, one for each axis of the tensor.
+    /// Extents of a box in elements, innermost first, one for each axis of the tensor. Elements narrower than a byte are
+    /// counted in bytes along the innermost axis, here and in coordinates.
     pub tile: Vec<u32>,
     /// Bytes of the swizzle atom in shared memory, 0 for none; the box's innermost extent has as many.
     pub swizzle: u32,

@@ -506,6 +506,9 @@ simt_ops! {
     "unpack" Pure Unpack { lo: Def, hi: Def, x: Val }
     /// Bytes of `y:x` picked by the nibbles of `sel`.
     "prmt" Pure Prmt { out: Def, x: Val, y: Val, sel: u32 }
+    /// Bytes of `y:x` picked by the low four nibbles of a register; where a nibble is 8 or more, eight copies of the sign bit
+    /// of the byte that it would pick without its highest bit.
+    "prmt_by" Pure PrmtBy { out: Def, x: Val, y: Val, sel: Val }
     /// `len` bits of `x` from bit `pos`, zero-extended (b32).
     "bfe" Pure Bfe { out: Def, x: Val, pos: u32, len: u32 }
     /// `y` with its `len` bits from `pos` replaced by the low bits of `x` (b32).

@@ -202,6 +202,9 @@ impl Verifier<'_> {
             SimtOp::Prmt { out, x, y, .. } | SimtOp::Bfi { out, x, y, .. } => {
                 [*x, *y, out.0].into_iter().try_for_each(|v| self.want(v, Ty::B32))
             }
+            SimtOp::PrmtBy { out, x, y, sel } => {
+                [*x, *y, *sel, out.0].into_iter().try_for_each(|v| self.want(v, Ty::B32))
+            }
             SimtOp::Bfe { out, x, .. } => {
                 self.want(*x, Ty::B32)?;
                 self.want(out.0, Ty::B32)

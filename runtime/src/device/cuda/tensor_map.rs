@@ -15,7 +15,7 @@ pub(super) fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], St
         DType::BF16 => Elem::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Elem::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         DType::F32 => Elem::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-        DType::F8E4M3 | DType::F8E5M2 => Elem::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 => Elem::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         dtype => return Err(format!("no tensor map of {dtype}")),
     };
     let swizzle = match spec.swizzle {

@@ -100,6 +100,9 @@ impl Finder<'_> {
     /// True if blocks that differ in `id` alone load the same tile, and it can be divided among `n` of them.
     fn is_common(&self, l: &Load, id: Value, n: usize) -> bool {
         let OpKind::Copy { src, .. } = &self.func.ops[l.op].kind else { return false };
+        if l.made.is_some() {
+            return false;
+        }
         let divides = l.boxes().is_multiple_of(n) || l.rows.is_multiple_of(8 * n);
         divides && !src.offsets.iter().any(|&v| self.depends(v, id))
     }
@@ -110,7 +113,7 @@ impl Finder<'_> {
         let mut only = true;
         let outside = func.regions[func.body].ops.iter().filter(|&&op| op != self.loop_op);
         for &op in outside.chain(&func.regions[self.region].ops) {
-            if loads.iter().any(|l| l.op == op) || stores.iter().any(|s| s.op == op) {
+            if loads.iter().any(|l| l.op == op && l.made.is_none()) || stores.iter().any(|s| s.op == op) {
                 continue;
             }
             let mut see = |kind: &OpKind| {

@@ -2,14 +2,14 @@
 //! anything on those fragments, products whose first operand is one of them.
 //!
 //! Tiles of the same products share a ring, others have rings of their own, so that a tile goes back when its own products are
-//! done. Operands that the loop never changes are filled once before it. If the last op of an iteration is a product, it is
+//! done. Operands that the loop never changes are filled once before it; others the loop itself fills (`made.rs`). If the last op of an iteration is a product, it is
 //! started during the next iteration instead, after that one's first products: the work between products then runs beside
 //! it.
 
 use super::super::infer::is_whole;
 use super::plan::{
-    Finder, HopperPlan, Load, MAX_ACCUMULATORS, Mixed, Product, Refusal, Ring, Split, Store, WARPGROUP, has_gemm,
-    refuse, staging_limit,
+    Finder, HopperPlan, Load, MAX_ACCUMULATORS, Mixed, Product, Refusal, Ring, RingKind, Split, Store, WARPGROUP,
+    has_gemm, refuse, staging_limit,
 };
 use crate::ptx::target::Target;
 use zellige_ir::{Buffer, Effect, Func, LoopKind, Op, OpKind, Region, Scope, Visit};
@@ -40,6 +40,7 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     let finder = Finder { func, loop_op: *loop_op, region: *region, path: path.clone(), consumers };
     let mut rings = Vec::new();
     let mut loads = finder.all_loads(*stages, &mut rings)?;
+    finder.all_made(&mut loads, &mut rings)?;
     let products = finder.all_products(&loads)?;
     finder.check_work(&loads)?;
     merge_rings(&mut loads, &mut rings, &products);
@@ -80,10 +81,10 @@ fn merge_rings(loads: &mut [Load], rings: &mut Vec<Ring>, products: &[Product]) 
         (0..products.len()).filter(|&p| products[p].loads().any(|l| l == load)).collect()
     };
     let separate = std::mem::take(rings);
-    let mut merged: Vec<(bool, Vec<usize>)> = Vec::new();
+    let mut merged: Vec<(RingKind, Vec<usize>)> = Vec::new();
     for load in 0..loads.len() {
         let ring = separate[loads[load].ring];
-        let key = (ring.once, readers(load));
+        let key = (ring.kind, readers(load));
         loads[load].ring = merged.iter().position(|k| *k == key).unwrap_or_else(|| {
             merged.push(key);
             rings.push(ring);
@@ -132,13 +133,21 @@ impl Finder<'_> {
                 return refuse(format!("the copy at {at} is not the only one into its tile"));
             }
             loads.push(Load { ring: rings.len(), ..load });
-            rings.push(Ring { stages: if once { 1 } else { stages }, once });
+            rings.push(match once {
+                true => Ring { stages: 1, kind: RingKind::Once },
+                false => Ring { stages, kind: RingKind::Streamed },
+            });
             Ok(())
         };
         let mut operands: Vec<Buffer> = Vec::new();
         for &op in &func.regions[self.region].ops {
             match &func.ops[op].kind {
-                OpKind::Copy { dst, .. } if func.buffers[dst.buffer].scope == Scope::Shared => add(op, false)?,
+                OpKind::Copy { src, dst, .. }
+                    if func.buffers[dst.buffer].scope == Scope::Shared
+                        && func.buffers[src.buffer].scope == Scope::Global =>
+                {
+                    add(op, false)?;
+                }
                 OpKind::Gemm { a, b, .. } => operands.extend([a.buffer, b.buffer]),
                 _ => {}
             }
@@ -158,7 +167,7 @@ impl Finder<'_> {
             }
         }
         for load in &loads {
-            let own = usize::from(rings[load.ring].once);
+            let own = usize::from(rings[load.ring].kind == RingKind::Once);
             if self.uses_outside(load.buffer) != own {
                 return refuse("a shared tile of the loop is used outside of it");
             }
@@ -175,13 +184,15 @@ impl Finder<'_> {
             let mut product = self
                 .product(op, [a, b, acc], loads, Split::Rows)
                 .map_err(|why| Some(format!("the gemm at {at}: {why}")))?;
-            product.clear = product.clear.filter(|&fill| self.starts_anew(product.acc, fill));
+            product.clear = product.clear.filter(|_| self.starts_anew(product.acc));
             if product.ty.bits() == 8 && product.clear.is_none() {
                 let ty = product.ty;
                 return refuse(format!("the gemm at {at}: its accumulator takes products of {ty} from all iterations"));
             }
-            if products.iter().any(|p| p.acc == product.acc) {
-                return refuse(format!("the gemm at {at} is not the only one into its accumulator"));
+            let mut others = products.iter().filter(|p| p.acc == product.acc).peekable();
+            let shared = others.peek().is_some();
+            if shared && others.chain([&product]).any(|p| p.clear.is_none()) {
+                return refuse(format!("the gemm at {at} adds to an accumulator that another one uses"));
             }
             products.push(product);
         }
@@ -193,7 +204,8 @@ impl Finder<'_> {
         if products.iter().any(operand_of_two) {
             return refuse("a fragment is the first operand of two products");
         }
-        let registers: usize = products.iter().map(Product::registers).sum();
+        let first = |i: usize| products[..i].iter().all(|p| p.acc != products[i].acc);
+        let registers: usize = (0..products.len()).filter(|&i| first(i)).map(|i| products[i].registers()).sum();
         if registers > MAX_ACCUMULATORS[self.consumers] {
             return refuse(format!("its accumulators and operands take {registers} registers a thread"));
         }
@@ -201,7 +213,7 @@ impl Finder<'_> {
     }
 
     /// True if no iteration sees what an earlier one left in an accumulator, nor does what follows the loop.
-    fn starts_anew(&self, acc: Buffer, fill: Op) -> bool {
+    fn starts_anew(&self, acc: Buffer) -> bool {
         let func = self.func;
         let first = func.regions[self.region].ops.iter().find(|&&op| {
             let mut touched = false;
@@ -212,7 +224,11 @@ impl Finder<'_> {
             });
             touched
         });
-        first == Some(&fill) && self.uses_outside(acc) == 0
+        let cleared = first.is_some_and(|&op| match &func.ops[op].kind {
+            OpKind::Fill { dst, value } => is_whole(func, dst) && func.as_const(*value).is_some_and(|c| c.bits() == 0),
+            _ => false,
+        });
+        cleared && self.uses_outside(acc) == 0
     }
 
     /// The work between products may touch fragments, tensors, and the tiles that the loop fills.
@@ -220,8 +236,8 @@ impl Finder<'_> {
         let func = self.func;
         for &op in &func.regions[self.region].ops {
             let (kind, at) = (&func.ops[op].kind, &func.ops[op].span);
-            if loads.iter().any(|l| l.op == op) || kind.effect() == Effect::Pure || matches!(kind, OpKind::Gemm { .. })
-            {
+            let copy = loads.iter().any(|l| l.op == op && l.made.is_none());
+            if copy || kind.effect() == Effect::Pure || matches!(kind, OpKind::Gemm { .. }) {
                 continue;
             }
             let mut wrong = None;
@@ -301,8 +317,10 @@ impl Finder<'_> {
         let p = plan.products.iter().position(|p| p.op == *last)?;
         let alone = plan.products[p].loads().all(|l| {
             let ring = plan.loads[l].ring;
-            !plan.rings[ring].once && (0..plan.products.len()).all(|q| q == p || !plan.reads(q, ring))
+            plan.rings[ring].kind == RingKind::Streamed
+                && (0..plan.products.len()).all(|q| q == p || !plan.reads(q, ring))
         });
-        (alone && plan.products.len() > 1).then_some(p)
+        let own = plan.products.iter().filter(|q| q.acc == plan.products[p].acc).count() == 1;
+        (alone && own && plan.products.len() > 1).then_some(p)
     }
 }

@@ -8,6 +8,7 @@
 mod cluster;
 mod consumer;
 mod deal;
+mod made;
 mod mixed;
 pub mod plan;
 mod producer;
@@ -22,7 +23,7 @@ use crate::ptx::simt::{
     Addr, Bin, Cmp, GridPlan, MapSpec, Num, Obj, ObjData, ObjKind, ParamSlot, Roles, ShflMode, SimtOp, Special, Ty,
     Val, Var,
 };
-use plan::{HopperPlan, WARPGROUP};
+use plan::{HopperPlan, RingKind, WARPGROUP};
 use std::rc::Rc;
 use zellige_ir::layout::WARP;
 use zellige_ir::{BlockOrder, EntityId, Func, Param};
@@ -93,7 +94,7 @@ pub(super) struct HopperRole {
 
 /// What the plan adds to the parameter list.
 pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
-    let loads = plan.loads.iter().map(|l| (l.param, l.dtype, &l.tile, l.swizzle));
+    let loads = plan.copies().map(|l| (l.param, l.dtype, &l.tile, l.swizzle));
     let stores = plan.stores.iter().map(|s| (s.param, s.dtype, &s.tile, s.swizzle));
     let mut slots: Vec<ParamSlot> = Vec::new();
     for (param, dtype, tile, swizzle) in loads.chain(stores) {
@@ -114,7 +115,7 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
 }
 
 fn registers(plan: &HopperPlan) -> Option<(u32, u32)> {
-    let few_loads = plan.loads.len() <= FEW_LOADS;
+    let few_loads = plan.copies().count() <= FEW_LOADS;
     if plan.mixed.is_some() && few_loads { MIXED_REGISTERS[plan.consumers] } else { REGISTERS[plan.consumers] }
 }
 
@@ -239,7 +240,7 @@ impl Lowerer<'_> {
         for ring in &plan.rings {
             let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
             at.push(Position { slot, parity, stages: ring.stages, first });
-            first += 2 * ring.stages;
+            first += if ring.kind == RingKind::Made { 0 } else { 2 * ring.stages };
         }
         if plan.is_dealt() {
             let (slot, parity) = (self.b.new_var(Ty::B32), self.b.new_var(Ty::B32));
@@ -266,7 +267,7 @@ impl Lowerer<'_> {
         let warps = (rings.plan.consumers * WARPGROUP / WARP) as u32;
         let then_body = self.b.open(false);
         // They arrive while the barriers are made.
-        let loads = rings.plan.loads.iter().map(|l| (l.param, &l.tile));
+        let loads = rings.plan.copies().map(|l| (l.param, &l.tile));
         let mut maps: Vec<Val> = Vec::new();
         for (param, tile) in loads.chain(rings.plan.stores.iter().map(|s| (s.param, &s.tile))) {
             let map = self.map_address(param, tile);
@@ -275,7 +276,8 @@ impl Lowerer<'_> {
                 self.b.push(SimtOp::MapPrefetch { map });
             }
         }
-        for (number, ring) in rings.at.iter().enumerate() {
+        let made = |number: usize| rings.plan.rings.get(number).is_some_and(|r| r.kind == RingKind::Made);
+        for (number, ring) in rings.at.iter().enumerate().filter(|(number, _)| !made(*number)) {
             // All blocks that fill a slot must have been told that all who read it are done.
             let readers = warps * rings.plan.fillers(number) as u32;
             for s in 0..ring.stages {
@@ -404,7 +406,7 @@ impl Lowerer<'_> {
     /// a row reads about as much as it has blocks.
     fn cached_height(&mut self, plan: &HopperPlan, most: Idx, extents: &[Idx]) -> Idx {
         let rows = plan.products.iter().map(|p| p.shape[0]).max().unwrap_or(1);
-        let streamed = plan.loads.iter().filter(|l| !plan.rings[l.ring].once);
+        let streamed = plan.loads.iter().filter(|l| plan.rings[l.ring].kind == RingKind::Streamed);
         let bytes: usize = streamed.map(|l| l.cols * l.dtype.bits() / 8 * rows).sum();
         let Some(&blocks) = extents.first() else { return most };
         let b = &mut self.b;

@@ -4,7 +4,7 @@
 //! nothing but scalars besides. Everything around the loop is free. A kernel that does not fit is told why, and runs on
 //! the units of sm_80.
 
-use super::super::infer::is_whole;
+use super::super::infer::{SharedForm, is_whole};
 use super::mixed::{self, Found};
 use super::runs::Runs;
 use super::store::BOXES;
@@ -52,8 +52,18 @@ pub struct HopperPlan {
 pub struct Ring {
     /// Slots.
     pub stages: usize,
-    /// Filled once before the loop, not in every iteration.
-    pub once: bool,
+    pub kind: RingKind,
+}
+
+/// Who fills a ring's slots, and when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RingKind {
+    /// Tensor copies, in every iteration.
+    Streamed,
+    /// Tensor copies, once before the loop.
+    Once,
+    /// The warpgroups that multiply, in every iteration.
+    Made,
 }
 
 /// What a loop needs that works on its products between them.
@@ -100,9 +110,10 @@ impl Store {
     }
 }
 
-/// A copy from a tensor to a ring of shared tiles.
+/// What fills a ring of shared tiles: a copy from a tensor, or work of the loop.
 #[derive(Clone, Debug)]
 pub struct Load {
+    /// The copy, or the first op of the work.
     pub op: Op,
     /// Position of the tensor among the parameters.
     pub param: u32,
@@ -113,12 +124,14 @@ pub struct Load {
     pub rows: usize,
     pub cols: usize,
     pub swizzle: Swizzle,
-    /// Extents of a box along the tensor's axes, innermost first.
+    /// Extents of a box along the tensor's axes, innermost first; of elements narrower than a byte, in bytes.
     pub tile: Vec<u32>,
     /// The blocks of a cluster along this axis want the same tile: each fetches a part for all.
     pub shared: Option<usize>,
     /// Position in [`HopperPlan::rings`].
     pub ring: usize,
+    /// How the tile lies if the loop's work fills it: there is no tensor, box or sharing then.
+    pub made: Option<SharedForm>,
 }
 
 impl Load {
@@ -138,7 +151,7 @@ impl Load {
 
     /// Bytes of a tile.
     pub fn bytes(&self) -> usize {
-        self.boxes() * self.box_bytes()
+        self.rows * self.cols * self.dtype.bits() / 8
     }
 
     /// Bytes from one slot of the ring to the next.
@@ -219,6 +232,21 @@ impl Product {
 }
 
 impl HopperPlan {
+    /// The tensor copies into rings.
+    pub fn copies(&self) -> impl Iterator<Item = &Load> {
+        self.loads.iter().filter(|l| l.made.is_none())
+    }
+
+    /// True if an op is a tensor copy into a ring.
+    pub fn is_copy(&self, op: Op) -> bool {
+        self.copies().any(|l| l.op == op)
+    }
+
+    /// True if a product reads tiles of a ring.
+    pub fn is_read(&self, ring: usize) -> bool {
+        (0..self.products.len()).any(|p| self.reads(p, ring))
+    }
+
     /// Blocks that fetch tiles for each other.
     pub fn sharing(&self) -> usize {
         self.cluster.iter().product()
@@ -293,7 +321,7 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if need > have {
         return refuse(format!("its {stages} stages need {need} bytes of shared memory, there are {have}"));
     }
-    let rings = vec![Ring { stages, once: false }];
+    let rings = vec![Ring { stages, kind: RingKind::Streamed }];
     let stores = finder.stores(&products);
     let (cluster, mixed) = ([1, 1], None);
     let mut plan = HopperPlan { loop_op, stages, consumers, cluster, loads, products, stores, rings, mixed, runs };
@@ -338,6 +366,14 @@ fn part_along(func: &Func, w: &Window, axis: usize) -> Option<usize> {
         }
     }
     from
+}
+
+/// The widest swizzle of rows of so many elements.
+pub(super) fn operand_swizzle(dtype: DType, cols: usize) -> Result<Swizzle, String> {
+    [Swizzle::B128, Swizzle::B64, Swizzle::B32]
+        .into_iter()
+        .find(|s| (cols * dtype.bits() / 8).is_multiple_of(s.atom_bytes()))
+        .ok_or_else(|| format!("rows of {cols} elements have no swizzle"))
 }
 
 /// What the units multiply elements of a type as.
@@ -425,7 +461,8 @@ impl Finder<'_> {
             return Err("the kernel writes the tensor it reads".into());
         };
         let dtype = data.dtype;
-        if dtype != self.dtype(dst.buffer) || operand_type(dtype).is_none() {
+        let widened = dtype == DType::F4E2M1;
+        if dtype != self.dtype(dst.buffer) || (operand_type(dtype).is_none() && !widened) {
             let into = self.dtype(dst.buffer);
             return Err(format!("it moves {dtype} into {into}; bf16, f16, f8e4m3 and f8e5m2 are multiplied"));
         }
@@ -439,10 +476,7 @@ impl Finder<'_> {
             return Err("its rows do not lie together in the tensor".into());
         }
         let (rows, cols) = (shape[0], shape[1]);
-        let swizzle = [Swizzle::B128, Swizzle::B64, Swizzle::B32]
-            .into_iter()
-            .find(|s| (cols * dtype.bits() / 8).is_multiple_of(s.atom_bytes()))
-            .ok_or_else(|| format!("rows of {cols} elements have no swizzle"))?;
+        let swizzle = operand_swizzle(dtype, cols)?;
         if rows > MAX_BOX || !rows.is_multiple_of(8) {
             return Err(format!("a box has a multiple of 8 up to {MAX_BOX} rows, not {rows}"));
         }
@@ -451,7 +485,7 @@ impl Finder<'_> {
         }
         let mut tile = vec![1; rank];
         tile[axes[0]] = rows as u32;
-        tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits()) as u32;
+        tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits().max(8)) as u32;
         tile.reverse();
         Ok(Load {
             op,
@@ -464,6 +498,7 @@ impl Finder<'_> {
             tile,
             shared: None,
             ring: 0,
+            made: None,
         })
     }
 

@@ -34,7 +34,7 @@ impl Lowerer<'_> {
             if self.runs_ahead(op) && self.ahead_op(op)? {
                 continue;
             }
-            if let Some(load) = rings.plan.loads.iter().position(|l| l.op == op) {
+            if let Some(load) = rings.plan.loads.iter().position(|l| l.op == op && l.made.is_none()) {
                 self.fill_slots(rings, &[load])?;
             }
             if let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind
@@ -101,7 +101,7 @@ impl Lowerer<'_> {
         let mut filled = vec![false; plan.rings.len()];
         for &op in &func.regions[body].ops {
             self.b.at(&func.ops[op].span);
-            match plan.loads.iter().find(|l| l.op == op) {
+            match plan.copies().find(|l| l.op == op) {
                 Some(l) if filled[l.ring] => {}
                 Some(l) => {
                     filled[l.ring] = true;
@@ -188,6 +188,8 @@ impl Lowerer<'_> {
                 at = index::add(&mut self.b, at, by);
                 if axis + 1 == src.offsets.len() {
                     at = at.shift((i * l.box_cols()) as i64);
+                    // Maps count elements narrower than a byte in bytes.
+                    at = index::div(&mut self.b, at, Idx::constant((8 / l.dtype.bits()).max(1) as i64));
                 }
                 coords.push(index::to_val(&mut self.b, at, Ty::B32));
             }

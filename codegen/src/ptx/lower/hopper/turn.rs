@@ -3,10 +3,11 @@
 use super::super::index::{self, Idx};
 use super::super::infer::SharedForm;
 use super::super::place::{Place, shared_placement};
+use super::super::ring::writes;
 use super::super::value::Scalar;
 use super::super::view::View;
 use super::super::{Lowerer, Result};
-use super::plan::{HopperPlan, WARPGROUP};
+use super::plan::{HopperPlan, RingKind, WARPGROUP};
 use super::{HopperRole, Rings};
 use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Ty, Val};
 use std::collections::HashSet;
@@ -31,12 +32,20 @@ struct Turn {
     done: Vec<usize>,
     /// Whether this warpgroup has yet to wait for its turn to start products.
     waits: bool,
+    /// The op of the loop's body that is being lowered.
+    at: usize,
+    /// Tiles that the work has filled since the last barrier.
+    fresh: Vec<usize>,
+    /// Rings whose current slot the work alone reads.
+    borrowed: Vec<usize>,
 }
 
 impl Turn {
     fn new(rings: usize) -> Turn {
         let (arrived, done) = (vec![false; rings], vec![0; rings]);
-        Turn { started: 0, flying: Vec::new(), carried: None, previous: None, arrived, done, waits: false }
+        let (fresh, borrowed) = (Vec::new(), Vec::new());
+        let flying = Vec::new();
+        Turn { started: 0, flying, carried: None, previous: None, arrived, done, waits: false, at: 0, fresh, borrowed }
     }
 }
 
@@ -45,7 +54,7 @@ impl Lowerer<'_> {
     pub(in super::super) fn hopper_arrival(&mut self, op: Op) -> Option<Result> {
         let role = self.hopper.clone()?;
         let plan = role.rings.plan.clone();
-        let load = plan.loads.iter().find(|l| l.op == op && plan.rings[l.ring].once)?;
+        let load = plan.copies().find(|l| l.op == op && plan.rings[l.ring].kind == RingKind::Once)?;
         self.await_slot(&role.rings, load.ring);
         Some(Ok(()))
     }
@@ -119,7 +128,7 @@ impl Lowerer<'_> {
                 self.b.push(SimtOp::If { cond: any, uniform: true, then_body, else_body });
             }
         }
-        for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].once) {
+        for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].kind == RingKind::Once) {
             self.give_back(&role.rings, ring);
         }
         Ok(())
@@ -132,7 +141,8 @@ impl Lowerer<'_> {
         let ops = &func.regions[body].ops;
         let mut early = None;
         for (at, &op) in ops.iter().enumerate() {
-            if self.skip.contains(&op) || plan.loads.iter().any(|l| l.op == op) {
+            turn.at = at;
+            if self.skip.contains(&op) || plan.is_copy(op) {
                 continue;
             }
             self.b.at(&func.ops[op].span);
@@ -174,7 +184,7 @@ impl Lowerer<'_> {
         let product = &plan.products[p];
         let mut own = registers(plan, p);
         own.extend(product.loads().map(|l| plan.loads[l].buffer));
-        let between = ops[..at].iter().filter(|op| !self.skip.contains(op) && plan.loads.iter().all(|l| l.op != **op));
+        let between = ops[..at].iter().filter(|&&op| !self.skip.contains(&op) && !plan.is_copy(op));
         let apart = between.into_iter().all(|&op| buffers(self.func, op).is_disjoint(&own));
         let flies = |&(q, _): &(usize, u32)| plan.products[q].acc == product.acc;
         (apart && !turn.flying.iter().any(flies)).then_some(p)
@@ -188,8 +198,16 @@ impl Lowerer<'_> {
         if let Some(&(_, group)) = turn.flying.last() {
             self.complete(role, turn, group);
         }
+        let plan = role.rings.plan.clone();
+        if !turn.borrowed.is_empty() {
+            turn.at = usize::MAX;
+            self.show(role, turn);
+        }
+        for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].kind == RingKind::Made) {
+            let (slot, parity) = self.ring_position(&role.rings, ring);
+            self.advance(&role.rings, ring, slot, parity);
+        }
         // What the products leave where the next iteration clears it is not kept.
-        let plan = &role.rings.plan;
         for p in plan.products.iter().filter(|p| p.clear.is_some()) {
             if let Some(f) = self.fragment(p.acc) {
                 f.discard();
@@ -219,8 +237,12 @@ impl Lowerer<'_> {
         self.flush();
         for load in product.loads() {
             let ring = plan.loads[load].ring;
-            if !plan.rings[ring].once && !std::mem::replace(&mut turn.arrived[ring], true) {
+            let streamed = plan.rings[ring].kind == RingKind::Streamed;
+            if streamed && !std::mem::replace(&mut turn.arrived[ring], true) {
                 self.await_slot(&role.rings, ring);
+            }
+            if turn.fresh.contains(&load) {
+                self.show(role, turn);
             }
         }
         if std::mem::take(&mut turn.waits) {
@@ -275,7 +297,7 @@ impl Lowerer<'_> {
         self.b.push(SimtOp::WgmmaWait { pending: turn.started - group });
         let (finished, flying) = turn.flying.iter().copied().partition::<Vec<_>, _>(|&(_, g)| g <= group);
         turn.flying = flying;
-        for ring in (0..plan.rings.len()).filter(|&r| !plan.rings[r].once) {
+        for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].kind == RingKind::Streamed) {
             turn.done[ring] += finished.iter().filter(|&&(p, _)| plan.reads(p, ring)).count();
             let readers = (0..plan.products.len()).filter(|&p| plan.reads(p, ring)).count();
             if readers > 0 && turn.done[ring] == readers {
@@ -306,8 +328,26 @@ impl Lowerer<'_> {
                 self.complete(role, turn, group);
             }
         }
+        // Filled by this op, or read by it after another one has filled them.
+        let (filled, read): (Vec<usize>, Vec<usize>) =
+            tiles.iter().copied().filter(|&t| plan.loads[t].made.is_some()).partition(|&t| plan.loads[t].op == op);
+        if read.iter().any(|t| turn.fresh.contains(t)) {
+            self.show(role, turn);
+        }
         let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind else {
-            return self.with_tiles(role, turn, tiles, &mut |l| l.op(op));
+            self.with_tiles(role, turn, tiles, &mut |l| l.op(op))?;
+            let is_changed = |&t: &usize| plan.loads[t].made.is_none() && writes_within(func, op, plan.loads[t].buffer);
+            turn.fresh.extend(filled);
+            for ring in tiles.iter().map(|&t| plan.loads[t].ring) {
+                let streamed = plan.rings[ring].kind == RingKind::Streamed;
+                if streamed && !plan.is_read(ring) && !turn.borrowed.contains(&ring) {
+                    turn.borrowed.push(ring);
+                }
+            }
+            if tiles.iter().any(is_changed) {
+                self.show(role, turn);
+            }
+            return Ok(());
         };
         let cond = self.reg(op, *cond, None)?;
         self.flush();
@@ -324,6 +364,8 @@ impl Lowerer<'_> {
                 l.flush();
             } else {
                 l.with_tiles(role, turn, &here, &mut |l| l.region(region))?;
+                l.b.push(SimtOp::AsyncFence {});
+                l.b.push(SimtOp::Bar {});
             }
             l.b.close();
             Ok(block)
@@ -334,8 +376,25 @@ impl Lowerer<'_> {
         Ok(())
     }
 
-    /// Runs `f` while tiles of this iteration stand for their buffers; the writes are made visible to the products of all
-    /// warpgroups.
+    /// Makes what the work has written in tiles visible to the products and the work of all warpgroups, and gives back slots
+    /// that no later op of the iteration reads.
+    fn show(&mut self, role: &HopperRole, turn: &mut Turn) {
+        let plan = role.rings.plan.clone();
+        self.flush();
+        self.b.push(SimtOp::AsyncFence {});
+        self.b.push(SimtOp::Bar {});
+        turn.fresh.clear();
+        let OpKind::For { body, .. } = self.func.ops[plan.loop_op].kind else { return };
+        let later = self.func.regions[body].ops.get(turn.at..).unwrap_or_default();
+        let (kept, free) = std::mem::take(&mut turn.borrowed).into_iter().partition::<Vec<_>, _>(|&ring| {
+            let mut tiles = plan.loads.iter().filter(|l| l.ring == ring);
+            tiles.any(|l| later.iter().any(|&op| !plan.is_copy(op) && buffers(self.func, op).contains(&l.buffer)))
+        });
+        turn.borrowed = kept;
+        free.into_iter().for_each(|ring| self.give_back(&role.rings, ring));
+    }
+
+    /// Runs `f` while tiles of this iteration stand for their buffers.
     fn with_tiles(
         &mut self,
         role: &HopperRole,
@@ -351,7 +410,7 @@ impl Lowerer<'_> {
                 // The position is still that of the iteration before.
                 (slot, parity) = self.next(rings, load.ring, slot, parity);
             }
-            if !rings.plan.rings[load.ring].once {
+            if rings.plan.rings[load.ring].kind == RingKind::Streamed {
                 let addr = self.barrier_at(rings, load.ring, slot, false);
                 self.b.push(SimtOp::MbarWait { addr, parity });
             }
@@ -360,8 +419,6 @@ impl Lowerer<'_> {
         }
         f(self)?;
         self.flush();
-        self.b.push(SimtOp::AsyncFence {});
-        self.b.push(SimtOp::Bar {});
         Ok(())
     }
 
@@ -369,7 +426,8 @@ impl Lowerer<'_> {
     fn tile_view(&mut self, rings: &Rings, load: usize, slot: Val) -> View {
         let l = &rings.plan.loads[load];
         let shape = [l.rows, l.cols];
-        let (placement, _, align) = shared_placement(l.dtype, &shape, SharedForm::Swizzled(l.swizzle));
+        let form = l.made.unwrap_or(SharedForm::Swizzled(l.swizzle));
+        let (placement, _, align) = shared_placement(l.dtype, &shape, form);
         let base = self.b.shared_addr(rings.tiles[load]);
         let size = self.b.c32(l.slot_bytes() as i64);
         View {
@@ -402,6 +460,14 @@ fn buffers(func: &zellige_ir::Func, op: Op) -> HashSet<Buffer> {
     });
     kind.for_each_region(&mut |r| found.extend(region_buffers(func, r)));
     found
+}
+
+/// True if the op, or what is nested in it, writes a buffer.
+pub(super) fn writes_within(func: &zellige_ir::Func, op: Op, buffer: Buffer) -> bool {
+    let kind = &func.ops[op].kind;
+    let mut written = writes(kind, buffer);
+    kind.for_each_region(&mut |r| func.walk(r, &mut |_, d| written |= writes(&d.kind, buffer)));
+    written
 }
 
 fn region_buffers(func: &zellige_ir::Func, region: Region) -> HashSet<Buffer> {
