@@ -157,7 +157,7 @@ impl LibraryKernel for Entry {
                 let small = KGroupedConfig { bm: 64, bn: 64, bk: 16, ..cfg };
                 vec![
                     case(vec![], 64, 64, bf16, small),
-                    case(vec![0, 5, 0, 33, 16], 72, 40, bf16, small),
+                    case(vec![0, 5, 0, 97, 16], 72, 40, bf16, small),
                     case(vec![0, 40], 64, 130, bf16, KGroupedConfig { accumulate: false, ..small }),
                     case(vec![9, 20], 33, 48, DType::F32, small),
                 ]
