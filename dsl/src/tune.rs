@@ -77,10 +77,19 @@ pub struct TuneField {
 pub enum TuneError {
     #[error("no config field `{name}`; the fields are: {}", known.join(", "))]
     Unknown { name: String, known: Vec<&'static str> },
-    #[error("config field `{name}` cannot be {value}")]
-    WrongValue { name: String, value: TuneValue },
+    #[error("config field `{name}` cannot be {value}: {}", expected(*current, *value))]
+    WrongValue { name: String, value: TuneValue, current: TuneValue },
     #[error("`{0}` is neither an integer nor true or false")]
     NotAValue(String),
+}
+
+/// What a field takes, as far as its value before tells.
+fn expected(current: TuneValue, value: TuneValue) -> String {
+    match (current, value) {
+        (TuneValue::Bool(_), _) => "it is true or false".to_owned(),
+        (TuneValue::Int(_), TuneValue::Bool(_)) => format!("it is a number, without this {current}"),
+        (TuneValue::Int(_), TuneValue::Int(_)) => format!("that is outside of its range; without this it is {current}"),
+    }
 }
 
 impl TuneError {
@@ -90,8 +99,8 @@ impl TuneError {
     }
 
     #[doc(hidden)]
-    pub fn wrong_value(name: &str, value: TuneValue) -> TuneError {
-        TuneError::WrongValue { name: name.to_owned(), value }
+    pub fn wrong_value(name: &str, value: TuneValue, current: TuneValue) -> TuneError {
+        TuneError::WrongValue { name: name.to_owned(), value, current }
     }
 }
 

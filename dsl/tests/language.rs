@@ -122,5 +122,8 @@ fn the_space_is_searched_in_order_and_pruned() {
         c.set("bx", 1usize.into()).unwrap_err().to_string(),
         "no config field `bx`; the fields are: bm, bn, bk, stages, threads"
     );
-    assert_eq!(c.set("bn", true.into()).unwrap_err().to_string(), "config field `bn` cannot be true");
+    assert_eq!(
+        c.set("bn", true.into()).unwrap_err().to_string(),
+        "config field `bn` cannot be true: it is a number, without this 256"
+    );
 }

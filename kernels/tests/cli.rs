@@ -111,7 +111,11 @@ fn extents_of_ones_own_choose_the_config() {
     assert!(few.get("blocks").is_none(), "the extents of a and c are not known");
     let rest = ["--dim", "m=64", "--dim", "n=512", "--dim", "a0=64", "--dim", "a1=7168", "--set", "bn=32"];
     assert_eq!(emit(&[&weight[..], &rest].concat())["blocks"], serde_json::json!([16, 1]));
-    fails(&["emit", "gemm", "--dim", "zz=3"], "zellige: `gemm` has no dim `zz`");
+    fails(&["emit", "gemm", "--dim", "zz=3"], "zellige: `gemm` has no dim `zz`; the dims are: a0, a1, b0, b1, m, n");
+    fails(
+        &["emit", "flash_attention", "--set", "causal=1"],
+        "zellige: config field `causal` cannot be 1: it is true or false",
+    );
     fails(
         &["emit", "gemm", "--dim", "m=64", "--set", "bm=256", "--set", "bn=256"],
         "zellige: the config violates `bm * bn <= 128 * 256`",

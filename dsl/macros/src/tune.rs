@@ -77,8 +77,9 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
             fn set(&mut self, name: &str, value: ::zellige::TuneValue) -> ::core::result::Result<(), ::zellige::TuneError> {
                 match name {
                     #(#texts => {
+                        let current = ::zellige::TuneValue::from(self.#ids);
                         self.#ids = ::core::convert::TryFrom::try_from(value)
-                            .map_err(|_| ::zellige::TuneError::wrong_value(name, value))?;
+                            .map_err(|_| ::zellige::TuneError::wrong_value(name, value, current))?;
                         ::core::result::Result::Ok(())
                     })*
                     _ => ::core::result::Result::Err(::zellige::TuneError::unknown(name, &[#(#texts),*])),

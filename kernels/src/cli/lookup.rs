@@ -96,7 +96,14 @@ pub fn recorded_at(
         })
         .collect();
     if let Some((name, _)) = dims.iter().find(|(name, _)| !names.contains(&name.as_str())) {
-        bail!("`{kernel_name}` has no dim `{name}`{}", nearest(name, names.into_iter()));
+        let mut known = Vec::new();
+        names.iter().filter(|n| !n.is_empty()).for_each(|n| {
+            if !known.contains(n) {
+                known.push(*n);
+            }
+        });
+        let nearest = nearest(name, known.iter().copied());
+        bail!("`{kernel_name}` has no dim `{name}`{nearest}; the dims are: {}", known.join(", "));
     }
     let case = dims.iter().map(|(name, n)| format!("{name}={n}")).collect::<Vec<_>>().join(" ");
     Ok((Recorded { case, func: kernel.record(&sizes)? }, fields))
