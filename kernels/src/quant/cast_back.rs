@@ -56,8 +56,9 @@ pub fn cast_back<Q: Element, S: Element, O: Element>(
     let group = if cfg.block_cols == 0 { cols.max(1) } else { cfg.block_cols };
     let [bx, by] = t.grid((cols.div_ceil(bn), codes.dim(0).ceil_div(bm)), cfg.threads);
     let (row, col) = (by * bm, bx * bn);
-    let tile = t.fragment::<f32, 2>([bm, bn]);
-    t.cast(codes.at((row, col)), tile);
+    // Factors are fetched beside the codes, before any of them is converted.
+    let (raw, tile) = (t.fragment::<Q, 2>([bm, bn]), t.fragment::<f32, 2>([bm, bn]));
+    t.copy(codes.at((row, col)), raw);
     let factor = |i: Idx, g: Idx| match layout {
         ScaleLayout::RowMajor if cfg.block_rows == 1 => sf[(row + i, g)].cast::<f32>(),
         ScaleLayout::RowMajor => sf[((row + i) / cfg.block_rows, g)].cast::<f32>(),
@@ -73,13 +74,19 @@ pub fn cast_back<Q: Element, S: Element, O: Element>(
         for i in t.parallel(bm) {
             factors[i] = factor(i, col / group);
         }
+        t.cast(raw, tile);
         for (i, j) in t.parallel((bm, bn)) {
             tile[(i, j)] *= factors[i];
         }
     } else {
+        let factors = t.fragment::<f32, 2>([bm, bn]);
         for (i, j) in t.parallel((bm, bn)) {
             let g = if group == 1 { col + j } else { (col + j) / group };
-            tile[(i, j)] *= factor(i, g);
+            factors[(i, j)] = factor(i, g);
+        }
+        t.cast(raw, tile);
+        for (i, j) in t.parallel((bm, bn)) {
+            tile[(i, j)] *= factors[(i, j)];
         }
     }
     t.cast(tile, y.at((row, col)));

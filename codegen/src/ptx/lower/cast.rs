@@ -30,9 +30,13 @@ pub fn cast_all(b: &mut Builder, target: Target, vals: &[Val], from: DType, to: 
     if from == to {
         return vals.to_vec();
     }
-    if (from, to) == (DType::F4E2M1, DType::F8E4M3) {
+    if from == DType::F4E2M1 && to.is_float() {
         let eights = vals.chunks(8).flat_map(|vals| match words::origin(b, from, vals).filter(|_| vals.len() == 8) {
-            Some(word) => widen_codes(b, word).to_vec(),
+            Some(word) if to == DType::F8E4M3 => e2m1_as_e4m3(b, word),
+            Some(word) => {
+                let halves = e2m1_as_bf16(b, word);
+                cast_all(b, target, &halves, DType::BF16, to)
+            }
             None => vals.iter().map(|&v| cast_reg(b, target, v, from, to)).collect(),
         });
         return eights.collect();
@@ -62,27 +66,56 @@ fn packs(target: Target, to: DType) -> bool {
     }
 }
 
-/// The codes in e4m3 of the magnitudes of e2m1, a byte each: 0, 0.5, 1, 1.5 and 2, 3, 4, 6.
-const E2M1_AS_E4M3: [i64; 2] = [0x3c38_3000, 0x4c48_4440];
+/// What the magnitudes 0, 0.5, 1, 1.5 and 2, 3, 4, 6 of e2m1 are in wider formats, a byte each: the codes in e4m3, and the upper
+/// and the lower byte in bf16.
+const E4M3_BYTES: [i64; 2] = [0x3c38_3000, 0x4c48_4440];
+const BF16_UPPER: [i64; 2] = [0x3f3f_3f00, 0x4040_4040];
+const BF16_LOWER: [i64; 2] = [0xc080_0000, 0xc080_4000];
 
-/// A word of eight e2m1 as codes in e4m3, which are looked up by their magnitudes.
-fn widen_codes(b: &mut Builder, word: Val) -> [Val; 8] {
-    let table = E2M1_AS_E4M3.map(|codes| b.c32(codes));
+/// The first or the last four of a word's eight e2m1: their magnitudes where a look-up wants them, and their signs, each the
+/// highest bit of a byte.
+fn magnitudes_and_signs(b: &mut Builder, word: Val, last: bool) -> (Val, Val) {
     let (mask, half, nibble) = (b.c32(0x7777_7777), b.c32(16), b.c32(4));
     let picks = b.bin(Bin::And, Num::B32, word, mask);
-    let (even, odd) = (b.c32(0x0080_0080), b.c32(0x8000_8000));
-    let words = [0u32, 2].map(|first| {
-        let picks = if first == 0 { picks } else { b.bin(Bin::Shr, Num::U32, picks, half) };
-        let magnitudes = b.prmt_by(table[0], table[1], picks);
-        // Each byte of the word twice, then the sign bits of its nibbles where those of their codes are.
-        let twice = b.prmt(word, word, 0x1100 + 0x1111 * first);
-        let low = b.bin(Bin::Shl, Num::B32, twice, nibble);
-        let low = b.bin(Bin::And, Num::B32, low, even);
-        let high = b.bin(Bin::And, Num::B32, twice, odd);
-        let signs = b.bin(Bin::Or, Num::B32, low, high);
-        b.bin(Bin::Or, Num::B32, magnitudes, signs)
+    let picks = if last { b.bin(Bin::Shr, Num::U32, picks, half) } else { picks };
+    // Each byte twice: the lower nibble's sign moves up in the first, the upper one's is in place in the second.
+    let twice = b.prmt(word, word, if last { 0x3322 } else { 0x1100 });
+    let (first, second) = (b.c32(0x0080_0080), b.c32(0x8000_8000));
+    let low = b.bin(Bin::Shl, Num::B32, twice, nibble);
+    let low = b.bin(Bin::And, Num::B32, low, first);
+    let high = b.bin(Bin::And, Num::B32, twice, second);
+    (picks, b.bin(Bin::Or, Num::B32, low, high))
+}
+
+fn look_up(b: &mut Builder, table: [i64; 2], picks: Val) -> Val {
+    let [low, high] = table.map(|bytes| b.c32(bytes));
+    b.prmt_by(low, high, picks)
+}
+
+/// A word of eight e2m1 as codes in e4m3.
+fn e2m1_as_e4m3(b: &mut Builder, word: Val) -> Vec<Val> {
+    let words = [false, true].map(|last| {
+        let (picks, signs) = magnitudes_and_signs(b, word, last);
+        let codes = look_up(b, E4M3_BYTES, picks);
+        b.bin(Bin::Or, Num::B32, codes, signs)
     });
-    std::array::from_fn(|i| b.bfe(words[i / 4], 8 * (i as u32 % 4), 8))
+    (0..8).map(|i| b.bfe(words[i / 4], 8 * (i as u32 % 4), 8)).collect()
+}
+
+/// A word of eight e2m1 in bf16.
+fn e2m1_as_bf16(b: &mut Builder, word: Val) -> Vec<Val> {
+    let mut out = Vec::with_capacity(8);
+    for last in [false, true] {
+        let (picks, signs) = magnitudes_and_signs(b, word, last);
+        let (upper, lower) = (look_up(b, BF16_UPPER, picks), look_up(b, BF16_LOWER, picks));
+        let upper = b.bin(Bin::Or, Num::B32, upper, signs);
+        for bytes in [0x5140, 0x7362] {
+            let pair = b.prmt(lower, upper, bytes);
+            let (lo, hi) = b.unpack(pair);
+            out.extend([lo, hi]);
+        }
+    }
+    out
 }
 
 fn widen_pair(b: &mut Builder, target: Target, from: DType, pair: [Val; 2]) -> [Val; 2] {

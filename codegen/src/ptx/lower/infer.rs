@@ -340,6 +340,10 @@ impl Infer<'_> {
         if let OpKind::Copy { src, dst, .. } = &func.ops[op].kind {
             bits = bits.min(func.buffers[src.buffer].dtype.bits()).min(func.buffers[dst.buffer].dtype.bits());
         }
+        // What goes out wider than it came in: neighbouring threads write neighbouring words, and read at least a word.
+        if let Some(out) = self.stored_bits(buffer).filter(|&out| out > bits) {
+            bits = out.min(4 * bits);
+        }
         let total: usize = shape.iter().product();
         let mut vector = 128 / bits;
         while vector > 1 && total / vector < threads {
@@ -386,6 +390,32 @@ impl Infer<'_> {
         }
         let vector = 128 / narrowest?;
         (last.is_multiple_of(vector * func.threads)).then_some(vector)
+    }
+
+    /// Bits of the elements of the tensors that a fragment is copied to, at once or through other fragments: the narrowest.
+    fn stored_bits(&self, fragment: Buffer) -> Option<usize> {
+        let func = self.func;
+        let mut on_the_way = vec![fragment];
+        let mut narrowest: Option<usize> = None;
+        let mut at = 0;
+        while let Some(&from) = on_the_way.get(at) {
+            for &op in &self.ops {
+                let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
+                let to = &func.buffers[dst.buffer];
+                match to.scope {
+                    Scope::Global if src.buffer == from => {
+                        let bits = to.dtype.bits();
+                        narrowest = Some(narrowest.map_or(bits, |b| b.min(bits)));
+                    }
+                    Scope::Fragment if src.buffer == from && !on_the_way.contains(&dst.buffer) => {
+                        on_the_way.push(dst.buffer);
+                    }
+                    Scope::Global | Scope::Fragment | Scope::Shared | Scope::Local => {}
+                }
+            }
+            at += 1;
+        }
+        narrowest
     }
 
     /// The axes of a fragment along which tensors that it is copied from or to are contiguous, with the elements of a
