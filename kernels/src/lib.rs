@@ -8,6 +8,7 @@
 pub mod attention;
 mod choice;
 pub mod cli;
+mod dots;
 pub mod engram;
 pub mod gemm;
 pub mod inputs;
