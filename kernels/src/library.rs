@@ -364,6 +364,8 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::quant::round_trip::Entry,
         &crate::quant::stochastic::Entry,
         &crate::quant::transpose::Entry,
+        &crate::quant::activation::Entry,
+        &crate::quant::activation_backward::Entry,
         &crate::quant::swiglu::PerToken,
         &crate::quant::swiglu::PerChannel,
         &crate::quant::swiglu_backward::Entry,

@@ -47,9 +47,13 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
         "grouped GEMM: bf16, FP8, FP8 by MXFP4, contiguous and masked; bf16 and FP8 over rows",
         &["grouped_gemm", "masked_gemm", "k_grouped_gemm", "k_grouped_scaled_gemm"],
     ),
-    ("45", "SwiGLU and per-token cast", &["swiglu_forward_and_per_token_cast"]),
+    ("45", "SwiGLU, alone and with a per-token cast", &["swiglu", "swiglu_forward_and_per_token_cast"]),
     ("46", "SwiGLU, per-channel cast and transpose", &["swiglu_forward_and_per_channel_cast_and_transpose"]),
-    ("47", "SwiGLU backward and per-token cast", &["swiglu_backward_and_per_token_cast"]),
+    (
+        "47",
+        "SwiGLU backward, alone and with a per-token cast",
+        &["swiglu_backward", "swiglu_backward_and_per_token_cast"],
+    ),
     (
         "49",
         "casts: per token, block, channel; scales only or given; gathered; transposed; lossless",
