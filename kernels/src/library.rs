@@ -384,6 +384,7 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::moe::expand::Entry,
         &crate::moe::expand::WithScales,
         &crate::moe::reduce::Entry,
+        &crate::moe::reduce_backward::Entry,
     ]
 }
 

@@ -37,7 +37,7 @@ const ALIASES: [&str; 15] = [
 ];
 
 /// Kernels whose batch goes by another name, with its other names, and of how many rows a tile is that belongs together.
-const OWN: [(&str, &str, &[&str], usize); 15] = [
+const OWN: [(&str, &str, &[&str], usize); 16] = [
     ("adamw", "n", &[], 1),
     ("engram_fused_weight", "n", &[], 1),
     ("engram_weight_grad", "n", &[], 1),
@@ -55,6 +55,7 @@ const OWN: [(&str, &str, &[&str], usize); 15] = [
     // Per token and not gathered; the other cases are passed over.
     ("requant_cast", "m", &["positions", "tokens", "input_rows", "sf_rows"], 1),
     ("reduce_fused", "tokens", &["weight_rows", "addend_rows"], 1),
+    ("reduce_fused_backward", "tokens", &[], 1),
 ];
 
 /// Kernels whose results are about the whole batch, and those that are defined by the place in it.

@@ -41,7 +41,7 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
     ),
     ("39", "mapping of pairs to rows in expert order", &["get_fused_mapping"]),
     ("40", "expand to expert order, with scale factors", &["expand_to_fused", "expand_to_fused_with_sf"]),
-    ("41", "weighted reduce", &["reduce_fused"]),
+    ("41", "weighted reduce and its gradient", &["reduce_fused", "reduce_fused_backward"]),
     (
         "42-44",
         "grouped GEMM: bf16, FP8, FP8 by MXFP4, contiguous and masked; bf16 and FP8 over rows",

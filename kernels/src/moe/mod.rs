@@ -11,6 +11,7 @@ pub mod mapping;
 pub mod normalize;
 pub mod problem;
 pub mod reduce;
+pub mod reduce_backward;
 pub mod router;
 pub mod score;
 pub mod top2_sum_gate;
