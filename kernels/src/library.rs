@@ -381,6 +381,7 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::moe::load::GroupCountEntry,
         &crate::moe::load::AuxFiEntry,
         &crate::moe::mapping::Entry,
+        &crate::moe::expert_of_rows::Entry,
         &crate::moe::expand::Entry,
         &crate::moe::expand::WithScales,
         &crate::moe::reduce::Entry,

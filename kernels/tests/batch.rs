@@ -59,10 +59,11 @@ const OWN: [(&str, &str, &[&str], usize); 16] = [
 ];
 
 /// Kernels whose results are about the whole batch, and those that are defined by the place in it.
-const WHOLE: [(&str, &str); 14] = [
+const WHOLE: [(&str, &str); 15] = [
     ("aux_fi", "counts over all tokens"),
     ("group_count", "counts over all tokens"),
     ("get_fused_mapping", "the places of rows follow from the counts over all tokens"),
+    ("expert_of_rows", "starts and ends are places in the whole batch"),
     ("token_order", "sorts all tokens"),
     ("embedding_backward", "sums over the tokens of a row of the table, in the order of the tokens"),
     ("per_block_cast", "rows of a block share a scale factor"),

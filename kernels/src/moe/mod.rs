@@ -1,6 +1,7 @@
 //! Routing of tokens to experts, and the moves of rows to and from expert order.
 
 pub mod expand;
+pub mod expert_of_rows;
 pub mod gate;
 pub mod gate_backward;
 pub mod hash_gate;
