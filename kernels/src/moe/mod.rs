@@ -13,6 +13,7 @@ pub mod normalize;
 pub mod problem;
 pub mod reduce;
 pub mod reduce_backward;
+mod route;
 pub mod router;
 pub mod score;
 pub mod top2_sum_gate;
