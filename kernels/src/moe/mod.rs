@@ -18,3 +18,4 @@ pub mod router;
 pub mod score;
 pub mod top2_sum_gate;
 pub mod top_groups;
+pub mod training;
