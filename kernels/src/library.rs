@@ -364,6 +364,8 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::quant::round_trip::Entry,
         &crate::quant::stochastic::Entry,
         &crate::quant::transpose::Entry,
+        &crate::quant::activation::Entry,
+        &crate::quant::activation_backward::Entry,
         &crate::quant::swiglu::PerToken,
         &crate::quant::swiglu::PerChannel,
         &crate::quant::swiglu_backward::Entry,
@@ -379,9 +381,11 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::moe::load::GroupCountEntry,
         &crate::moe::load::AuxFiEntry,
         &crate::moe::mapping::Entry,
+        &crate::moe::expert_of_rows::Entry,
         &crate::moe::expand::Entry,
         &crate::moe::expand::WithScales,
         &crate::moe::reduce::Entry,
+        &crate::moe::reduce_backward::Entry,
     ]
 }
 

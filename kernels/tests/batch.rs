@@ -37,7 +37,7 @@ const ALIASES: [&str; 15] = [
 ];
 
 /// Kernels whose batch goes by another name, with its other names, and of how many rows a tile is that belongs together.
-const OWN: [(&str, &str, &[&str], usize); 15] = [
+const OWN: [(&str, &str, &[&str], usize); 16] = [
     ("adamw", "n", &[], 1),
     ("engram_fused_weight", "n", &[], 1),
     ("engram_weight_grad", "n", &[], 1),
@@ -55,13 +55,15 @@ const OWN: [(&str, &str, &[&str], usize); 15] = [
     // Per token and not gathered; the other cases are passed over.
     ("requant_cast", "m", &["positions", "tokens", "input_rows", "sf_rows"], 1),
     ("reduce_fused", "tokens", &["weight_rows", "addend_rows"], 1),
+    ("reduce_fused_backward", "tokens", &[], 1),
 ];
 
 /// Kernels whose results are about the whole batch, and those that are defined by the place in it.
-const WHOLE: [(&str, &str); 14] = [
+const WHOLE: [(&str, &str); 15] = [
     ("aux_fi", "counts over all tokens"),
     ("group_count", "counts over all tokens"),
     ("get_fused_mapping", "the places of rows follow from the counts over all tokens"),
+    ("expert_of_rows", "starts and ends are places in the whole batch"),
     ("token_order", "sorts all tokens"),
     ("embedding_backward", "sums over the tokens of a row of the table, in the order of the tokens"),
     ("per_block_cast", "rows of a block share a scale factor"),

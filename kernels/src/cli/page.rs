@@ -39,17 +39,21 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
             "topk_sum_and_topk_group_idx",
         ],
     ),
-    ("39", "mapping of pairs to rows in expert order", &["get_fused_mapping"]),
+    ("39", "mapping of pairs to rows in expert order", &["get_fused_mapping", "expert_of_rows"]),
     ("40", "expand to expert order, with scale factors", &["expand_to_fused", "expand_to_fused_with_sf"]),
-    ("41", "weighted reduce", &["reduce_fused"]),
+    ("41", "weighted reduce and its gradient", &["reduce_fused", "reduce_fused_backward"]),
     (
         "42-44",
         "grouped GEMM: bf16, FP8, FP8 by MXFP4, contiguous and masked; bf16 and FP8 over rows",
         &["grouped_gemm", "masked_gemm", "k_grouped_gemm", "k_grouped_scaled_gemm"],
     ),
-    ("45", "SwiGLU and per-token cast", &["swiglu_forward_and_per_token_cast"]),
+    ("45", "SwiGLU, alone and with a per-token cast", &["swiglu", "swiglu_forward_and_per_token_cast"]),
     ("46", "SwiGLU, per-channel cast and transpose", &["swiglu_forward_and_per_channel_cast_and_transpose"]),
-    ("47", "SwiGLU backward and per-token cast", &["swiglu_backward_and_per_token_cast"]),
+    (
+        "47",
+        "SwiGLU backward, alone and with a per-token cast",
+        &["swiglu_backward", "swiglu_backward_and_per_token_cast"],
+    ),
     (
         "49",
         "casts: per token, block, channel; scales only or given; gathered; transposed; lossless",
@@ -122,7 +126,8 @@ const HEAD: &str = "# Library
 Every kernel of the library: what it computes, its arguments, its config, how its results are compared with the reference, and where
 its definition comes from. This page is written from the kernels' metadata by `zellige list --markdown`; do not edit it.
 
-Two layers are one call each, made of these kernels: `zellige_kernels::moe::layer::MoeLayer` (router to combined output) and
+Three layers are one call each, made of these kernels: `zellige_kernels::moe::layer::MoeLayer` (router to combined output on quantised
+weights), `zellige_kernels::moe::training::MoeTraining` (the same in bf16, forward and backward) and
 `zellige_kernels::mhc::layer::MhcLayer` (a hyper-connection around a sub-layer, forward, backward and fused for inference).
 ";
 

@@ -13,7 +13,8 @@ use zellige_ir::DType;
 /// [experts, N / b_rows, K / b_group].
 ///
 /// Every group starts at a multiple of `cfg.bm` and is filled up with rows of group -1, as
-/// [`get_fused_mapping`](crate::moe::mapping::get_fused_mapping) lays them out. Padding rows of a tile that has others get the
+/// [`get_fused_mapping`](crate::moe::mapping::get_fused_mapping) lays them out; from groups given by prefix sums
+/// [`expert_of_rows`](crate::moe::expert_of_rows::expert_of_rows) makes `pos_to_expert`. Padding rows of a tile that has others get the
 /// product of what `a` holds there (zeros after `expand_to_fused`), tiles of padding alone are neither computed nor
 /// written; with `cfg.zero_padding` both are zero. The bits of a row depend on the row and its group's matrix only.
 #[kernel(static_dims(n, k))]

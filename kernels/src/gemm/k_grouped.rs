@@ -37,8 +37,8 @@ impl Default for KGroupedConfig {
 
 /// `C[e, i, j] (+)= sum_p A[p, i] B[p, j]` over the rows `starts[e] <= p < ends[e]` of group e, accumulated in fp32 in the order of
 /// the rows: `a` [positions, M], `b` [positions, N], `c` [experts, M, N]. The rows of a group, padding included, are a multiple of
-/// `cfg.bk`; padding rows of one of the operands are zero, as `expand_to_fused` leaves them. A group without rows
-/// contributes nothing.
+/// `cfg.bk`; padding rows of one of the operands are zero, as `expand_to_fused` leaves them. Rows past the last position count as
+/// zero. A group without rows contributes nothing.
 #[kernel(static_dims(m, n))]
 pub fn k_grouped_gemm<E: Float>(
     t: T,

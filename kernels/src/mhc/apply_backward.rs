@@ -2,7 +2,7 @@
 
 use super::apply::RowsConfig;
 use super::problem::{Entry, Shape, abs, check, check_bf16, problem, tokens};
-use super::token::Dots;
+use crate::dots::Dots;
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value, Work};
 use crate::reference::metrics::Tolerance;

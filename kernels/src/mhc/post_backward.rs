@@ -2,7 +2,8 @@
 
 use super::apply::RowsConfig;
 use super::problem::{Entry, Shape, abs, check, check_bf16, problem, tokens};
-use super::token::{Dots, weighted_sum};
+use super::token::weighted_sum;
+use crate::dots::Dots;
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
 use crate::reference::metrics::Tolerance;

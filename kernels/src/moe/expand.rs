@@ -54,6 +54,8 @@ fn expand_tile<E: Element>(
 }
 
 /// `y[p] = x[pos_to_token[p]]`, zeros where the position is negative. `x` [tokens, width], `y` [positions, width].
+///
+/// Its gradient, the sum over a token's rows, is [`reduce_fused`](super::reduce::reduce_fused) without weights.
 #[kernel]
 pub fn expand_to_fused<E: Element>(
     t: T,

@@ -31,13 +31,10 @@
 //! Depends on the kernels of this folder, of [`crate::gemm`] and of [`crate::quant`]; computes nothing itself.
 
 use super::expand::{ExpandConfig, ExpandToFusedWithSf};
-use super::gate::{Gate, GateConfig};
-use super::hash_gate::HashGate;
-use super::mapping::{GetFusedMapping, MappingConfig};
-use super::reduce::{ReduceConfig, ReduceFused};
+pub use super::route::Router;
+use super::route::{ExpertOrder, Routed, tile_rows};
 use super::score::Scoring;
 use crate::gemm::block_scaled::BlockScaledGemm;
-use crate::gemm::dense::{DenseGemm, GemmConfig};
 use crate::gemm::grouped::GroupedGemm;
 use crate::gemm::product::{ProductConfig, Weight};
 use crate::quant::cast::{CastConfig, QuantCast};
@@ -65,7 +62,7 @@ pub struct MoeConfig {
     pub route_scale: f32,
     /// Clamp of the SwiGLU, of shared experts too.
     pub limit: f32,
-    /// Columns of an activation that share a scale factor: 128, or 32 beside MXFP4 weights.
+    /// Columns of an activation that share a scale factor: 128, or 32 beside MXFP4 weights. Layers in bf16 do not quantise.
     pub group: usize,
 }
 
@@ -73,15 +70,6 @@ impl Default for MoeConfig {
     fn default() -> MoeConfig {
         MoeConfig { top_k: 6, scoring: Scoring::SqrtSoftplus, route_scale: 1.5, limit: 10.0, group: 128 }
     }
-}
-
-/// How experts are chosen; weights come from the scores either way.
-#[derive(Clone, Debug)]
-pub enum Router {
-    /// The best by score plus `bias` `[experts]`.
-    Biased { bias: DeviceTensor<f32, 1> },
-    /// Row `token id` of `table` [vocab, k], as in the first layers.
-    Hash { table: DeviceTensor<i32, 2> },
 }
 
 /// Quantised weights of the routed experts. FP8 (`W` = e4m3) has a scale factor per 128 x 128 block, MXFP4 (`W` = e2m1) one per 32
@@ -169,7 +157,12 @@ struct Rows<'a> {
     weights: &'a DeviceTensor<f32, 2>,
 }
 
-fn expect(tensor: &'static str, found: &[usize], expected: &[usize], from: &'static str) -> Result<(), LayerError> {
+pub(super) fn expect(
+    tensor: &'static str,
+    found: &[usize],
+    expected: &[usize],
+    from: &'static str,
+) -> Result<(), LayerError> {
     if found == expected {
         return Ok(());
     }
@@ -196,13 +189,7 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
     ) -> Result<MoeLayer<W, S>, LayerError> {
         let [count, hidden] = gate.shape();
         let inner = experts.gate_up.shape()[1] / 2;
-        if !(1..=count).contains(&config.top_k) {
-            return Err(LayerError::TopK { top_k: config.top_k, experts: count });
-        }
-        match &router {
-            Router::Biased { bias } => expect("bias", &bias.shape(), &[count], "gate")?,
-            Router::Hash { table } => expect("table", &table.shape(), &[table.shape()[0], config.top_k], "top_k")?,
-        }
+        router.check(&config, count)?;
         let weights = if W::DTYPE == DType::F4E2M1 { MX_GROUP } else { BLOCK };
         if !(config.group == BLOCK || config.group == weights) {
             return Err(LayerError::Group { group: config.group, weights });
@@ -250,36 +237,14 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
     ) -> Result<MoeOutput, LayerError> {
         let tokens = x.shape()[0];
         expect("x", &x.shape(), &[tokens, self.hidden], "gate")?;
-        let (ids, weights) = self.route(stream, x, token_ids)?;
+        let Routed { ids, weights, .. } = self.router.route(stream, &self.config, &self.gate, x, token_ids)?;
         let quantized = self.quantize(stream, x)?;
         let shared = match &self.shared {
-            Some(shared) => self.run_shared(stream, &quantized, shared)?,
-            None => DeviceTensor::zeros([0, 0])?,
+            Some(shared) => Some(self.run_shared(stream, &quantized, shared)?),
+            None => None,
         };
-        let experts = self.gate.shape()[0];
-        let top_k = self.config.top_k;
-        let pairs = tokens * top_k;
-        let rows = tile_rows(pairs, experts);
-        // Room for the worst distribution of the pairs, whose counts stay on the device.
-        let positions = (pairs + experts.min(pairs) * (rows - 1)).next_multiple_of(rows);
-        let mut pos_to_expert = DeviceTensor::zeros([positions])?;
-        let mut pos_to_token = DeviceTensor::zeros([positions])?;
-        let mut pos_to_pair = DeviceTensor::zeros([positions])?;
-        let mut pair_to_pos = DeviceTensor::zeros([tokens, top_k])?;
-        let mut start = DeviceTensor::zeros([experts])?;
-        let mut end = DeviceTensor::zeros([experts])?;
-        let mut count = DeviceTensor::zeros([experts])?;
-        GetFusedMapping::<i64>::new(MappingConfig { alignment: rows, ..MappingConfig::default() }).launch(
-            stream,
-            &ids,
-            &mut pos_to_expert,
-            &mut pos_to_token,
-            &mut pos_to_pair,
-            &mut pair_to_pos,
-            &mut start,
-            &mut end,
-            &mut count,
-        )?;
+        let order = ExpertOrder::of(stream, &ids, self.gate.shape()[0])?;
+        let positions = order.positions();
         let (codes, sf) = quantized;
         let mut expanded = DeviceTensor::zeros([positions, self.hidden])?;
         let mut expanded_sf = DeviceTensor::zeros([positions, sf.shape()[1]])?;
@@ -287,67 +252,21 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
             stream,
             &codes,
             &sf,
-            &pos_to_token,
+            &order.pos_to_token,
             &mut expanded,
             &mut expanded_sf,
         )?;
         let Experts { gate_up, gate_up_sf, down, down_sf } = &self.experts;
-        let product = GroupedGemm::<f8e4m3, W, S, bf16>::new(Self::product(self.config.group, rows));
+        let product = GroupedGemm::<f8e4m3, W, S, bf16>::new(Self::product(self.config.group, order.rows));
         let mut projected = DeviceTensor::zeros([positions, 2 * self.inner])?;
-        product.launch(stream, &expanded, &expanded_sf, gate_up, gate_up_sf, &pos_to_expert, &mut projected)?;
-        let rows_of = Rows { experts: &pos_to_expert, pairs: &pos_to_pair, weights: &weights };
+        product.launch(stream, &expanded, &expanded_sf, gate_up, gate_up_sf, &order.pos_to_expert, &mut projected)?;
+        let rows_of = Rows { experts: &order.pos_to_expert, pairs: &order.pos_to_pair, weights: &weights };
         let (activation, activation_sf) = self.activate(stream, &projected, Some(rows_of))?;
         let mut y = DeviceTensor::zeros([positions, self.hidden])?;
-        product.launch(stream, &activation, &activation_sf, down, down_sf, &pos_to_expert, &mut y)?;
-        let mut out = DeviceTensor::zeros([tokens, self.hidden])?;
+        product.launch(stream, &activation, &activation_sf, down, down_sf, &order.pos_to_expert, &mut y)?;
         // The weights are in the activations already.
-        let reduce = ReduceConfig { weighted: false, added: self.shared.is_some(), ..ReduceConfig::default() };
-        ReduceFused::<bf16, bf16>::new(reduce).launch(
-            stream,
-            &y,
-            &DeviceTensor::zeros([0, 0])?,
-            &DeviceTensor::zeros([0])?,
-            &pair_to_pos,
-            &shared,
-            &mut out,
-            1.0,
-        )?;
-        Ok(MoeOutput { y: out, ids, weights })
-    }
-
-    /// Ids and weights of the experts of each token.
-    fn route(
-        &self,
-        stream: &Stream,
-        x: &DeviceTensor<bf16, 2>,
-        token_ids: Option<&DeviceTensor<i64, 1>>,
-    ) -> Result<(DeviceTensor<i64, 2>, DeviceTensor<f32, 2>), LayerError> {
-        let MoeConfig { top_k, scoring, route_scale, .. } = self.config;
-        let (tokens, experts) = (x.shape()[0], self.gate.shape()[0]);
-        let mut logits = DeviceTensor::zeros([tokens, experts])?;
-        let product = GemmConfig { bm: 64, ..GemmConfig::default() };
-        DenseGemm::<bf16, f32>::new(product).launch(stream, x, &self.gate, &mut logits, 1.0)?;
-        let (mut ids, mut weights) = (DeviceTensor::zeros([tokens, top_k])?, DeviceTensor::zeros([tokens, top_k])?);
-        let config = GateConfig { scoring, ..GateConfig::default() };
-        match &self.router {
-            Router::Biased { bias } => {
-                Gate::<i64>::new(config).launch(stream, &logits, bias, &mut ids, &mut weights, route_scale)?;
-            }
-            Router::Hash { table } => {
-                let token_ids = token_ids.ok_or(LayerError::TokenIds { tokens })?;
-                expect("token_ids", &token_ids.shape(), &[tokens], "x")?;
-                HashGate::<i64>::new(GateConfig { tokens: 64, ..config }).launch(
-                    stream,
-                    &logits,
-                    token_ids,
-                    table,
-                    &mut ids,
-                    &mut weights,
-                    route_scale,
-                )?;
-            }
-        }
-        Ok((ids, weights))
+        let y = order.sum(stream, &y, shared.as_ref())?;
+        Ok(MoeOutput { y, ids, weights })
     }
 
     /// Tokens as e4m3 codes and row-major scale factors.
@@ -409,10 +328,4 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
         product.launch(stream, &activation, &activation_sf, &shared.down, &shared.down_sf, &mut y)?;
         Ok(y)
     }
-}
-
-/// Rows of a product's tiles, and the alignment of groups, for so many rows of so many groups. The order in which an
-/// element's products are added does not depend on it.
-fn tile_rows(rows: usize, groups: usize) -> usize {
-    rows.div_ceil(groups.max(1)).next_power_of_two().clamp(16, 128)
 }

@@ -27,6 +27,7 @@ impl Default for NormalizeConfig {
 }
 
 /// `sums[t] = 1e-20 + sum_j weights[t,j]` in slot order, `normalized[t,j] = weights[t,j] / sums[t]`.
+/// [`gate_backward`](super::gate_backward::gate_backward) has its gradient.
 #[kernel(static_dims(k))]
 pub fn normalize_weight(
     t: T,

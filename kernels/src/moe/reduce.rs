@@ -43,7 +43,9 @@ impl Default for ReduceConfig {
 /// multiply-add in f32 per slot in slot order, slots with a negative position skipped; plus `addend[t]`, times `out_scale`,
 /// rounded once. `y` [positions, width], `weights` and `token_topk_to_pos` [tokens, k], `row_scales` `[positions]`, `addend` and
 /// `out` [tokens, width].
-/// Arguments that the config turns off are not read and may have any extents.
+/// Arguments that the config turns off are not read and may have any extents. Its gradient is
+/// [`reduce_fused_backward`](super::reduce_backward::reduce_fused_backward), or without weights
+/// [`expand_to_fused`](super::expand::expand_to_fused).
 #[kernel(static_dims(k))]
 pub fn reduce_fused<Y: Element, O: Element>(
     t: T,

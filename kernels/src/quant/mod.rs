@@ -1,5 +1,7 @@
-//! Casts between wide floats and e4m3, e2m1 and e5m6 with scale factors, alone and fused with SwiGLU.
+//! Casts between wide floats and e4m3, e2m1 and e5m6 with scale factors, alone and fused with SwiGLU; and SwiGLU alone.
 
+pub mod activation;
+pub mod activation_backward;
 pub mod cast;
 pub mod cast_back;
 pub mod e5m6;

@@ -1,9 +1,9 @@
 //! SwiGLU with clamp and row weights, fused with a cast: per token, or per channel with the codes transposed.
 
-use super::cast::{CastConfig, PACKED_STEPS, cast_tiles};
+use super::activation::{Options, Source, activation, counters, rows_in_expert_order};
+use super::cast::{CastConfig, cast_tiles};
 use super::problem::{compare_codes, format, sf_shape};
 use super::scale::{Code, ScaleLayout};
-use super::silu::Logistic;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -71,6 +71,11 @@ impl SwigluConfig {
 }
 
 impl SwigluConfig {
+    fn options(&self) -> Options {
+        let SwigluConfig { clamp, counted, weighted, padded, .. } = *self;
+        Options { clamp, counted, weighted, padded }
+    }
+
     /// The cast of the activation.
     fn cast(&self, per_channel: bool) -> CastConfig {
         let SwigluConfig { group, ue8m0, layout, bm, bn, threads, .. } = *self;
@@ -81,71 +86,6 @@ impl SwigluConfig {
         } else {
             CastConfig { block_rows, block_cols, layout, bn: base.bn.max(group), ..base }
         }
-    }
-}
-
-/// What a SwiGLU reads besides its scalars.
-struct Source<'a, X: Element> {
-    x: &'a Tensor<X, 2>,
-    pos_to_expert: &'a Tensor<i32, 1>,
-    pos_to_token_topk: &'a Tensor<i32, 1>,
-    weights: &'a Tensor<f32, 2>,
-    clamped: &'a Tensor<i64, 1>,
-    limit: Expr<f32>,
-}
-
-/// The activation of the rows from `row` on and the columns from `col` on, in f32: `min(g, c)` and `clamp(h, -c, c)` if
-/// clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding.
-#[tile]
-fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragment<f32, 2>, cfg: SwigluConfig) {
-    let [rows, cols] = y.shape();
-    let (m, inner) = (s.x.dim(0), s.x.static_dim(1) / 2);
-    let (live, weight) = (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]));
-    for i in t.parallel(rows) {
-        let p = row + i;
-        let real = if cfg.padded { s.pos_to_expert[p] >= 0 } else { Expr::from(true) };
-        live[i] = (real & (p < m)).cast::<i32>();
-        weight[i] = if cfg.weighted {
-            let (at, k) = (s.pos_to_token_topk[p].to_index(), s.weights.static_dim(1));
-            select(at >= 0, s.weights[(at / k, at % k)], 0.0)
-        } else {
-            lit(1.0)
-        };
-    }
-    // The gate stands where the activation will: a tile that is stored transposed is read with that in mind.
-    let (g, h) = (y, t.fragment::<f32, 2>([rows, cols]));
-    t.cast(s.x.at((row, col)), g);
-    t.cast(s.x.at((row, col + inner)), h);
-    // Columns past the end of the first half belong to the second, and take no part.
-    let whole = inner.is_multiple_of(cols * PACKED_STEPS);
-    let inside = |j: Idx| if whole { Expr::from(true) } else { col + j < inner };
-    if cfg.clamp && cfg.counted {
-        let (hits, per_row, total) =
-            (t.fragment::<i32, 2>([rows, cols]), t.fragment::<i32, 1>([rows]), t.fragment::<i32, 0>([]));
-        for which in 0..3 {
-            for (i, j) in t.parallel((rows, cols)) {
-                let hit = match which {
-                    0 => g[(i, j)] > s.limit,
-                    1 => h[(i, j)] > s.limit,
-                    _ => h[(i, j)] < -s.limit,
-                };
-                hits[(i, j)] = (hit & inside(j) & (live[i] == 1)).cast::<i32>();
-            }
-            t.reduce_sum(hits, per_row, 1);
-            t.reduce_sum(per_row, total, 0);
-            s.clamped.atomic_add(which, total[[]].cast::<i64>());
-        }
-    }
-    for (i, j) in t.parallel((rows, cols)) {
-        let (mut g, mut h) = (g[(i, j)], h[(i, j)]);
-        if cfg.clamp {
-            g = g.min(s.limit);
-            h = h.clamp(-s.limit, s.limit);
-        }
-        let a = Logistic::of(g).times(g) * h;
-        let a = if cfg.weighted { a * weight[i] } else { a };
-        let a = if whole { a } else { select(inside(j), a, 0.0) };
-        y[(i, j)] = if cfg.padded { select(live[i] == 1, a, 0.0) } else { a };
     }
 }
 
@@ -167,7 +107,7 @@ pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(
     #[comptime] cfg: SwigluConfig,
 ) {
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
-    let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| activation(t, &source, row, col, tile, cfg);
+    let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| activation(t, &source, row, col, tile, cfg.options());
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile, codes.at((row, col)));
     cast_tiles::<Q, S>(t, (x.dim(0), codes.static_dim(1)), load, store, sf, amax_floor, cfg.cast(false));
 }
@@ -190,7 +130,7 @@ pub fn swiglu_forward_and_per_channel_cast_and_transpose<X: Element, Q: Code, S:
 ) {
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| {
-        activation(t, &source, row, col, tile, cfg);
+        activation(t, &source, row, col, tile, cfg.options());
         let [rows, cols] = tile.shape();
         for (i, j) in t.parallel((rows, cols)) {
             tile[(i, j)] = tile[(i, j)].cast::<bf16>().cast::<f32>();
@@ -282,12 +222,7 @@ impl Swiglu {
         let Swiglu { per_channel, rows, inner, types, limit, cfg } = self;
         let mut inputs = Inputs::new(15);
         let x = inputs.normal(types.x, &[rows, 2 * inner], 4.0)?;
-        // Two slots for each token; every sixth row is padding.
-        let (tokens, k) = (rows.div_ceil(2).max(1), 2);
-        let pairs: Vec<i32> =
-            (0..rows as i32).map(|p| if p % 6 == 5 { -1 } else { p * 3 % (tokens * k) as i32 }).collect();
-        let experts: Vec<i32> = pairs.iter().map(|p| p.signum().min(0)).collect();
-        let weights = inputs.uniform(DType::F32, &[tokens, k], 0.0, 1.0)?;
+        let (pairs, experts, weights) = rows_in_expert_order(&mut inputs, rows)?;
         let spec = CastSpec {
             block: if per_channel { (cfg.group, 1) } else { (1, cfg.group) },
             ..CastSpec::per_token(format(types.codes), 1, if cfg.ue8m0 { ScaleFormat::Ue8m0 } else { ScaleFormat::F32 })
@@ -333,12 +268,8 @@ impl Swiglu {
                     Comparison::exact_f32("sf", &scales, &q.scales),
                 ]
             };
-            // The counters grow with every launch of the problem.
-            let got = args[4].f32s();
-            let launches = if want.clamped[0] > 0 { got[0] / want.clamped[0] as f32 } else { 1.0 };
-            let times = if cfg.clamp && cfg.counted { launches.max(1.0).round() } else { 0.0 };
-            let clamped: Vec<f32> = want.clamped.iter().map(|&c| c as f32 * times).collect();
-            out.push(Comparison::exact_f32("clamped", &got, &clamped));
+            let clamped = if cfg.clamp && cfg.counted { want.clamped } else { [0; 3] };
+            out.push(counters("clamped", &args[4], clamped));
             out
         };
         Ok(Problem { kernel: types.launcher(per_channel, cfg)?, args, work, verify: Box::new(verify) })

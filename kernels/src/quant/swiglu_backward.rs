@@ -1,8 +1,9 @@
 //! The gradient of the clamped, weighted SwiGLU, with the gradient of its input cast per token.
 
+use super::activation::rows_in_expert_order;
+use super::activation_backward::Gradient;
 use super::problem::{compare_codes, format, quantized, sf_shape};
 use super::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
-use super::silu::Logistic;
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -107,26 +108,13 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
             h_sf[i] = x_sf[(row + i, (col + inner) / cfg.input_group)];
         }
         for (i, j) in t.parallel((bm, group)) {
-            let (full_g, full_h) = (g[(i, j)] * g_sf[i], h[(i, j)] * h_sf[i]);
-            let (mut gate, mut up) = (full_g, full_h);
-            if cfg.clamp {
-                gate = full_g.min(limit);
-                up = full_h.clamp(-limit, limit);
-            }
-            let logistic = Logistic::of(gate);
-            let sigmoid = logistic.value();
-            let a = logistic.times(gate) * up;
-            let scaled = grad[(i, j)] * weight[i] * sigmoid;
-            let (mut to_gate, mut to_up) = (scaled * up * gate.mul_add(lit::<f32>(1.0) - sigmoid, 1.0), scaled * gate);
-            if cfg.clamp {
-                to_gate = select(full_g > limit, 0.0, to_gate);
-                to_up = select(full_h > limit || full_h < -limit, 0.0, to_up);
-            }
-            dg[(i, j)] = to_gate;
-            dh[(i, j)] = to_up;
+            let limit = cfg.clamp.then_some(limit);
+            let gradient = Gradient::of(g[(i, j)] * g_sf[i], h[(i, j)] * h_sf[i], grad[(i, j)] * weight[i], limit);
+            dg[(i, j)] = gradient.of_gate;
+            dh[(i, j)] = gradient.of_up;
             // What is left of the inputs: the weighted activation, and its share of the weight's gradient.
-            h[(i, j)] = a * weight[i];
-            grad[(i, j)] *= a;
+            h[(i, j)] = gradient.activation * weight[i];
+            grad[(i, j)] *= gradient.activation;
         }
         t.reduce_sum_into(grad, total, 1);
         t.cast(h, act.at((row, col)));
@@ -180,16 +168,14 @@ impl Backward {
         let q = quant::cast(&x, rows, 2 * inner, &input_spec);
         let x = q.dequantize();
         let (codes, x_sf) = quantized(&q)?;
-        let (tokens, k) = (rows.div_ceil(2).max(1), 2);
-        let pairs: Vec<i32> =
-            (0..rows as i32).map(|p| if p % 6 == 5 { -1 } else { p * 3 % (tokens * k) as i32 }).collect();
+        let (pairs, _, weights) = rows_in_expert_order(&mut inputs, rows)?;
         let groups = 2 * inner / cfg.group;
         let args = vec![
             Value::Tensor(codes),
             Value::Tensor(x_sf),
             Value::Tensor(inputs.normal(DType::BF16, &[rows, inner], 1.0)?),
             Value::Tensor(DynTensor::from_slice::<i32>(&[rows], &pairs)?),
-            Value::Tensor(inputs.uniform(DType::F32, &[tokens, k], 0.0, 1.0)?),
+            Value::Tensor(weights),
             Value::Tensor(output(DType::BF16, &[rows, inner])?),
             Value::Tensor(output(DType::BF16, &[rows, 2 * inner])?),
             Value::Tensor(output(DType::F8E4M3, &[rows, 2 * inner])?),

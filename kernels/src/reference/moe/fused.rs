@@ -1,5 +1,6 @@
-//! Gather of token rows into expert order, and the weighted sum back. May depend on `rayon`.
+//! Gather of token rows into expert order, the weighted sum back, and its gradient. May depend on `rayon`.
 
+use super::super::attention::dot;
 use super::super::codec::e4m3_encode;
 use super::super::expect_len;
 use rayon::prelude::*;
@@ -76,10 +77,33 @@ pub fn reduce_fused_e4m3(args: &ReduceFused<'_>) -> Vec<u8> {
     reduce_fused(args).into_iter().map(e4m3_encode).collect()
 }
 
+/// The gradients of a weighted [`reduce_fused`] without scale factors, from that of its result, `dout` `[tokens, width]`: of
+/// `y` in expert order, `dy[pos] = w_tj · dout_t` in f32, zero where no slot has its row; and of the weights, `[tokens, k]`,
+/// `dw_tj = Σ_c dout_tc · y[pos, c]`, summed in f64, zero for a slot without a row.
+pub fn reduce_fused_backward(
+    y: &[f32],
+    width: usize,
+    weights: &[f32],
+    token_topk_to_pos: &[i32],
+    k: usize,
+    dout: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    expect_len("weights", weights.len(), &[token_topk_to_pos.len()]);
+    expect_len("dout", dout.len(), &[token_topk_to_pos.len() / k, width]);
+    let (mut dy, mut dweights) = (vec![0f32; y.len()], vec![0f32; weights.len()]);
+    for (pair, &pos) in token_topk_to_pos.iter().enumerate() {
+        let Ok(pos) = usize::try_from(pos) else { continue };
+        let (dout, row) = (&dout[pair / k * width..][..width], pos * width..(pos + 1) * width);
+        dweights[pair] = dot(dout, &y[row.clone()]) as f32;
+        dy[row].iter_mut().zip(dout).for_each(|(dy, dout)| *dy = weights[pair] * dout);
+    }
+    (dy, dweights)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::metrics::max_abs;
-    use super::super::super::testing::{integers, uniform, uniform_bf16};
+    use super::super::super::testing::{check_gradient, integers, uniform, uniform_bf16};
     use super::super::mapping::{fused_mapping, positions_needed};
     use super::*;
 
@@ -146,5 +170,28 @@ mod tests {
         let total = |t: usize| weights[t * k..][..k].iter().sum::<f32>();
         let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * total(i / width)).collect();
         assert!(max_abs(&reduce_fused(&args), &want) < 1e-5);
+    }
+
+    #[test]
+    fn gradients_match_differences() {
+        let (width, k, pos) = (3, 2, [2, 0, -1, 4, 1, -1]);
+        let (y, weights, dout) = (uniform(1, 5 * width, 1.0), uniform(2, 6, 1.0), uniform(3, 3 * width, 1.0));
+        let loss = |y: &[f32], weights: &[f32]| {
+            let args = ReduceFused {
+                y,
+                width,
+                weights: Some(weights),
+                row_scales: None,
+                token_topk_to_pos: &pos,
+                k,
+                addend: None,
+                out_scale: None,
+            };
+            dot(&reduce_fused(&args), &dout)
+        };
+        let (dy, dweights) = reduce_fused_backward(&y, width, &weights, &pos, k, &dout);
+        check_gradient(&y, &dy, 1e-3, |y| loss(y, &weights));
+        check_gradient(&weights, &dweights, 1e-3, |weights| loss(&y, weights));
+        assert_eq!(dy[3 * width..4 * width], [0.0; 3]);
     }
 }

@@ -28,7 +28,7 @@ pub fn gate_backward(gate: &Gate<'_>, ids: &[i32], dweights: &[f32]) -> Vec<f32>
     dlogits
 }
 
-fn score(x: &[f64], e: usize, scoring: Scoring) -> f64 {
+pub(super) fn score(x: &[f64], e: usize, scoring: Scoring) -> f64 {
     match scoring {
         Scoring::SqrtSoftplus if x[e] > 20.0 => x[e].sqrt(),
         Scoring::SqrtSoftplus => x[e].exp().ln_1p().sqrt(),

@@ -77,6 +77,12 @@ pub fn fused_mapping(
     map
 }
 
+/// The expert e of each of `positions` rows with `starts[e] <= p < ends[e]`; −1 where there is none.
+pub fn expert_of_rows(starts: &[i32], ends: &[i32], positions: usize) -> Vec<i32> {
+    let of = |p: i32| starts.iter().zip(ends).position(|(&start, &end)| start <= p && p < end);
+    (0..positions as i32).map(|p| of(p).map_or(-1, |e| e as i32)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::testing::integers;

@@ -10,3 +10,4 @@ pub mod indices;
 pub mod layer;
 pub mod mapping;
 pub mod top2_sum_gate;
+pub mod training;
