@@ -120,9 +120,11 @@ pub struct Load {
     pub dtype: DType,
     /// The shared tile.
     pub buffer: Buffer,
-    /// Extents of the tile: rows, and elements that lie together.
+    /// Extents of the tile as the tensor has it: rows, and elements that lie together.
     pub rows: usize,
     pub cols: usize,
+    /// The author's tile has these axes the other way round.
+    pub turned: bool,
     pub swizzle: Swizzle,
     /// Extents of a box along the tensor's axes, innermost first; of elements narrower than a byte, in bytes.
     pub tile: Vec<u32>,
@@ -135,6 +137,11 @@ pub struct Load {
 }
 
 impl Load {
+    /// The tensor's axis along which the tile's rows follow each other; `src` is the window that is copied.
+    pub fn row_axis(&self, src: &Window) -> usize {
+        usize::from(src.axes[usize::from(self.turned)].axis)
+    }
+
     /// Boxes of a tile, side by side.
     pub fn boxes(&self) -> usize {
         self.cols / self.box_cols()
@@ -471,11 +478,12 @@ impl Finder<'_> {
             return Err("it does not fill a tile of two axes".into());
         }
         let rank = data.rank();
-        let axes: Vec<usize> = src.axes.iter().map(|a| usize::from(a.axis)).collect();
-        if !(2..=5).contains(&rank) || axes[0] >= axes[1] || axes[1] + 1 != rank {
+        let mut along: Vec<(usize, usize)> = src.axes.iter().map(|a| (usize::from(a.axis), a.extent)).collect();
+        along.sort_unstable();
+        let [(row_axis, rows), (col_axis, cols)] = along[..] else { unreachable!("the tile has two axes") };
+        if !(2..=5).contains(&rank) || col_axis + 1 != rank {
             return Err("its rows do not lie together in the tensor".into());
         }
-        let (rows, cols) = (shape[0], shape[1]);
         let swizzle = operand_swizzle(dtype, cols)?;
         if rows > MAX_BOX || !rows.is_multiple_of(8) {
             return Err(format!("a box has a multiple of 8 up to {MAX_BOX} rows, not {rows}"));
@@ -484,8 +492,8 @@ impl Finder<'_> {
             return Err("its place depends on more than scalars".into());
         }
         let mut tile = vec![1; rank];
-        tile[axes[0]] = rows as u32;
-        tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits().max(8)) as u32;
+        tile[row_axis] = rows as u32;
+        tile[col_axis] = (swizzle.atom_bytes() * 8 / dtype.bits().max(8)) as u32;
         tile.reverse();
         Ok(Load {
             op,
@@ -494,6 +502,7 @@ impl Finder<'_> {
             buffer: dst.buffer,
             rows,
             cols,
+            turned: usize::from(src.axes[0].axis) == col_axis,
             swizzle,
             tile,
             shared: None,
@@ -599,8 +608,9 @@ impl Finder<'_> {
             return Err(format!("{columns} columns of a warpgroup are more than an instruction has"));
         }
         // Axes of a are (m, k), those of b (k, n): in order or swapped.
-        let major_a = if a.axes[0].axis == 0 { Major::K } else { Major::Mn };
-        let major_b = if b.axes[0].axis == 0 { Major::Mn } else { Major::K };
+        let turned = |load: Option<usize>| load.is_some_and(|l| loads[l].turned);
+        let major_a = if (a.axes[0].axis == 0) != turned(la) { Major::K } else { Major::Mn };
+        let major_b = if (b.axes[0].axis == 0) != turned(Some(lb)) { Major::Mn } else { Major::K };
         let operand = |mn: usize, major: Major, load: usize| {
             let l = &loads[load];
             let k = if major == Major::K { l.cols } else { l.rows };
