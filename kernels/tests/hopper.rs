@@ -243,6 +243,56 @@ fn eight_bit_products_are_promoted_between_iterations() {
 }
 
 #[test]
+fn rows_of_a_head_lie_among_those_of_others() {
+    for equation in ["bhr,hdr->bhd", "bhd,hdr->bhr"] {
+        for name in ["m=1 h=3 n=72 k=136 bf16->bf16", "m=65 h=2 n=72 k=40 bf16->f32"] {
+            let name = format!("{name} {equation}");
+            for settings in [deep_tile(64, 64, 32, 128), deep_tile(128, 128, 32, 256), deep_tile(64, 256, 16, 256)] {
+                let problem = problem_of("batched_gemm", &name, &settings);
+                check_problem(&name, &settings, &problem, "3d");
+            }
+        }
+    }
+    for name in ["m=1 h=2 n=136 k=256", "m=33 h=2 n=72 k=160"] {
+        for settings in [deep_tile(64, 64, 128, 128), deep_tile(128, 64, 128, 256), deep_tile(64, 128, 128, 256)] {
+            check_scaled("batched_gemm", name, &settings);
+        }
+    }
+}
+
+#[test]
+fn eight_bit_operands_whose_rows_go_along_the_result_stay_off_these_units() {
+    let problem = problem_of("batched_gemm", "m=33 h=2 n=72 k=160 f8e4m3xf8e4m3->f32 f32 bhd", &[]);
+    let kernel = ptx(&problem, Arch::Sm90a);
+    assert!(!kernel.ptx.contains("wgmma"));
+    assert!(kernel.explain.iter().any(|e| e.contains("hopper") && e.contains("turns")), "{:?}", kernel.explain);
+}
+
+#[test]
+fn products_of_a_batch_are_one_long_product() {
+    let long = "b=7 m=33 n=24 k=72 bf16->f32";
+    let tile = [("bm", int(64)), ("bn", int(64)), ("threads", int(128))];
+    let result = |runs: i64, spread: bool| {
+        let settings = [&tile[..], &[("runs", int(runs)), ("spread", TuneValue::Bool(spread))]].concat();
+        let problem = problem_of("batch_sum_gemm", long, &settings);
+        check_problem(long, &settings, &problem, "3d");
+        match &problem.args[4] {
+            Value::Tensor(c) => c.to_bytes().expect("nobody writes it now"),
+            Value::Scalar(_) => unreachable!("it is the result"),
+        }
+    };
+    for runs in [2, 3, 7] {
+        assert_eq!(result(runs, false), result(runs, true), "{runs} runs");
+    }
+    check_problem("b=3", &tile, &problem_of("batch_sum_gemm", "b=3 m=65 n=72 k=40", &tile), "3d");
+    for name in ["b=3 m=33 n=136 k=160", "b=2 m=1 n=72 k=256"] {
+        for settings in [deep_tile(64, 64, 128, 128), deep_tile(128, 64, 256, 256)] {
+            check_scaled("batch_sum_gemm", name, &settings);
+        }
+    }
+}
+
+#[test]
 fn the_next_product_starts_before_a_sum_is_promoted() {
     let problem = problem_of("block_scaled_gemm", "m=19 n=64", &deep_tile(64, 64, 256, 128));
     let text = ptx(&problem, Arch::Sm90a).ptx;
