@@ -14,7 +14,8 @@ use zellige_ir::layout::instances::Swizzle;
 use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
 use zellige_ir::layout::{FragmentLayout, LayoutError};
 use zellige_ir::{
-    Access, Buffer, DType, Effect, Func, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
+    Access, Buffer, DType, Effect, Func, GemmPrecision, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit,
+    Window,
 };
 
 /// Threads of a warpgroup.
@@ -22,6 +23,10 @@ pub const WARPGROUP: usize = 128;
 
 /// Accumulator registers that leave a thread room for everything else, by the warpgroups that multiply.
 pub(super) const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
+
+/// Columns from which on a product by a fragment in tf32 runs on these units. Below, its block waits for what it fetches, and several
+/// blocks to a multiprocessor hide that better than one.
+const MIN_TF32_COLUMNS: usize = 64;
 
 /// Extent limit of a box of a tensor map.
 const MAX_BOX: usize = 256;
@@ -142,6 +147,11 @@ impl Load {
         usize::from(src.axes[usize::from(self.turned)].axis)
     }
 
+    /// True if the copy rounds to tf32: what products take of f32.
+    pub fn is_tf32(&self) -> bool {
+        self.dtype == DType::F32
+    }
+
     /// Boxes of a tile, side by side.
     pub fn boxes(&self) -> usize {
         self.cols / self.box_cols()
@@ -224,7 +234,12 @@ impl Product {
     pub fn registers(&self) -> usize {
         let [m, n, k] = self.shape;
         let threads = WARPGROUP * self.warpgroups[0];
-        let operand = if matches!(self.a, OperandA::Registers(_)) { m * k / 2 / threads } else { 0 };
+        let operand = match (&self.a, self.ty) {
+            (OperandA::Tile { .. }, _) => 0,
+            // As they are, and rounded.
+            (OperandA::Registers(_), WgmmaTy::TF32) => 2 * m * k / threads,
+            (OperandA::Registers(_), _) => m * k / 2 / threads,
+        };
         m * n / (threads * self.warpgroups[1]) + operand
     }
 
@@ -386,6 +401,7 @@ pub(super) fn operand_swizzle(dtype: DType, cols: usize) -> Result<Swizzle, Stri
 /// What the units multiply elements of a type as.
 fn operand_type(dtype: DType) -> Option<WgmmaTy> {
     match dtype {
+        DType::F32 => Some(WgmmaTy::TF32),
         DType::BF16 => Some(WgmmaTy::BF16),
         DType::F16 => Some(WgmmaTy::F16),
         DType::F8E4M3 => Some(WgmmaTy::E4M3),
@@ -471,7 +487,10 @@ impl Finder<'_> {
         let widened = dtype == DType::F4E2M1;
         if dtype != self.dtype(dst.buffer) || (operand_type(dtype).is_none() && !widened) {
             let into = self.dtype(dst.buffer);
-            return Err(format!("it moves {dtype} into {into}; bf16, f16, f8e4m3 and f8e5m2 are multiplied"));
+            return Err(format!("it moves {dtype} into {into}; bf16, f16, tf32, f8e4m3 and f8e5m2 are multiplied"));
+        }
+        if dtype == DType::F32 && !self.only_rounded(op, dst.buffer) {
+            return Err("its f32 elements are wanted as they are, not rounded to tf32".into());
         }
         let shape = dst.shape();
         if !is_whole(func, dst) || shape.len() != 2 || src.shape() != shape {
@@ -509,6 +528,17 @@ impl Finder<'_> {
             ring: 0,
             made: None,
         })
+    }
+
+    /// True if nothing but products in tf32 reads what a copy leaves in a tile.
+    fn only_rounded(&self, copy: Op, tile: Buffer) -> bool {
+        let mut only = true;
+        self.func.walk(self.func.body, &mut |op, d| match &d.kind {
+            OpKind::Gemm { precision: GemmPrecision::Tf32, .. } | OpKind::Alloc { .. } | OpKind::Layout { .. } => {}
+            kind if op != copy => kind.for_each_buffer(&mut |b| only &= b != tile),
+            _ => {}
+        });
+        only
     }
 
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
@@ -581,6 +611,19 @@ impl Finder<'_> {
         };
         if ty.bits() == 8 && in_registers {
             return Err(format!("its {da} operand is in registers"));
+        }
+        // The units would cut f32 off; tensor copies round it, for products in tf32 only.
+        if ty == WgmmaTy::TF32 && la.into_iter().chain([lb]).any(|l| loads[l].made.is_some()) {
+            return Err("an f32 operand is not copied from a tensor".into());
+        }
+        if in_registers && ty == WgmmaTy::TF32 {
+            if n < MIN_TF32_COLUMNS {
+                return Err(format!("{n} columns are not worth rounding an operand in registers"));
+            }
+            // The rounded operand changes when the fragment may, which waits for the product.
+            if self.uses(self.region, a.buffer) < 2 {
+                return Err("its first operand is the same in every iteration".into());
+            }
         }
         // These units add 8-bit products with fewer digits than f32 has: a long sum belongs into another accumulator.
         if ty.bits() == 8 && split == Split::Tile {
