@@ -166,7 +166,8 @@ named_enum! {
     GemmPrecision {
         /// Products of the operands as they are.
         Exact = "exact",
-        /// f32 operands are rounded to tf32 (10 mantissa bits, half away from zero) first.
+        /// f32 operands are rounded to tf32 (10 mantissa bits) first: to nearest, halves away from zero, or to even where a tensor
+        /// copy of sm_90a rounds.
         Tf32 = "tf32",
     }
 }

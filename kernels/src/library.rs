@@ -299,6 +299,8 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::gemm::grouped::Masked,
         &crate::gemm::k_grouped::Entry,
         &crate::gemm::k_grouped_scaled::Entry,
+        &crate::gemm::batched::Entry,
+        &crate::gemm::batch_sum::Entry,
         &crate::mhc::expand::ENTRY,
         &crate::mhc::mix::ENTRY,
         &crate::mhc::mix_norm::ENTRY,

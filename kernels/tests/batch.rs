@@ -5,11 +5,14 @@
 //! kernels say theirs. A kernel for which independence has no meaning, or cannot hold, is on a list with the reason.
 
 use std::ops::Range;
-use zellige::prelude::bf16;
+use zellige::prelude::{bf16, f8e4m3};
 use zellige::runtime::{Arg, Device, DimSpec, DynTensor, ParamSpec};
 use zellige::{Kernel, Tune};
 use zellige_ir::{Access, Const, DType};
+use zellige_kernels::gemm::batch_sum::{BatchSumConfig, BatchSumGemm};
+use zellige_kernels::gemm::batched::{BatchedConfig, BatchedGemm};
 use zellige_kernels::gemm::dense::{DenseGemm, GemmConfig};
+use zellige_kernels::inputs::Inputs;
 use zellige_kernels::library::{Case, LibraryKernel, Problem, Scale, Value, all};
 use zellige_kernels::run::launch;
 
@@ -255,6 +258,72 @@ fn a_row_of_a_product_has_the_same_bits_in_every_config_of_its_shape() {
     }
 }
 
+/// Launches a kernel on operands, each followed by scale factors, of which the first two have rows along an axis, and returns
+/// the bytes of the result's first row.
+fn first_row(kernel: &dyn Kernel, [a, a_sf, b, b_sf, c]: &[DynTensor; 5], case: &str) -> Vec<u8> {
+    let args = [Arg::Read(a), Arg::Read(a_sf), Arg::Read(b), Arg::Read(b_sf), Arg::Write(c)];
+    kernel.launch_args(&Device::sim().stream(), &args).unwrap_or_else(|e| panic!("{case}: {e}"));
+    bytes(&part(c, 0, &(0..1)))
+}
+
+const ROWS: [usize; 6] = [1, 7, 64, 65, 128, 4096];
+
+#[test]
+fn a_row_of_a_head_has_the_same_bits_for_every_number_of_rows() {
+    let (heads, n, k) = (3, 136, 512);
+    for (dtype, transposed) in
+        [(DType::BF16, false), (DType::BF16, true), (DType::F8E4M3, false), (DType::F8E4M3, true)]
+    {
+        let mut inputs = Inputs::new(3);
+        let scaled = dtype == DType::F8E4M3;
+        let turn = |shape: [usize; 3]| if transposed { [shape[0], shape[2], shape[1]] } else { shape };
+        let factors = |shape: [usize; 3]| if scaled { shape } else { [0; 3] };
+        let w = inputs.normal(dtype, &turn([heads, n, k]), 1.0).unwrap();
+        let w_sf = inputs.uniform(DType::F32, &factors(turn([heads, 2, k / 128])), 0.25, 2.0).unwrap();
+        let a = inputs.normal(dtype, &[70, heads, k], 1.0).unwrap();
+        let a_sf = inputs.uniform(DType::F32, &factors([70, heads, k / 128]), 0.25, 2.0).unwrap();
+        let mut first: Option<Vec<u8>> = None;
+        for m in ROWS {
+            // A few rows stand for many: what follows the first one changes nothing in it.
+            let rows = 0..m.min(if m == 65 { 65 } else { 9 });
+            let lying = BatchedConfig { scaled, w_transposed: transposed, ..BatchedConfig::default() };
+            let config = lying.for_shape(m, heads, n);
+            let a_sf = if scaled { part(&a_sf, 0, &rows) } else { a_sf.clone() };
+            let c = DynTensor::zeros(DType::BF16, &[rows.end, heads, n]).unwrap();
+            let args = [part(&a, 0, &rows), a_sf, w.clone(), w_sf.clone(), c];
+            let case = format!("m={m} {config:?}");
+            let got = if scaled {
+                first_row(&BatchedGemm::<f8e4m3, f32, bf16>::new(config), &args, &case)
+            } else {
+                first_row(&BatchedGemm::<bf16, f32, bf16>::new(config), &args, &case)
+            };
+            assert_eq!(&got, first.get_or_insert_with(|| got.clone()), "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_sum_over_a_batch_has_the_same_bits_for_every_number_of_rows() {
+    let (batch, n) = (24, 40);
+    for k in [96, 256] {
+        let mut inputs = Inputs::new(4);
+        let b = inputs.normal(DType::BF16, &[batch, n, k], 1.0).unwrap();
+        let a = inputs.normal(DType::BF16, &[batch, 9, k], 1.0).unwrap();
+        let none = DynTensor::zeros(DType::F32, &[0; 3]).unwrap();
+        let mut first: Option<Vec<u8>> = None;
+        for m in ROWS {
+            let config = BatchSumConfig::for_shape(batch, m, n, k);
+            assert!(k != 256 || config.runs > 1, "{config:?}");
+            let rows = 0..m.min(9);
+            let c = DynTensor::zeros(DType::F32, &[rows.end, n]).unwrap();
+            let args = [part(&a, 1, &rows), none.clone(), b.clone(), none.clone(), c];
+            let case = format!("m={m} {config:?}");
+            let got = first_row(&BatchSumGemm::<bf16, f32, f32>::new(config), &args, &case);
+            assert_eq!(&got, first.get_or_insert_with(|| got.clone()), "{case}");
+        }
+    }
+}
+
 #[test]
 fn every_shape_of_a_product_has_a_legal_config_and_the_runs_of_its_weight() {
     for n in [1, 8, 24, 64, 100, 384, 512, 576, 1024, 2048, 2112, 4096, 7168, 24_576, 65_536, 129_280] {
@@ -274,7 +343,7 @@ fn every_shape_of_a_product_has_a_legal_config_and_the_runs_of_its_weight() {
 
 /// Normally distributed bf16 elements.
 fn random(shape: &[usize], seed: u64) -> DynTensor {
-    zellige_kernels::inputs::Inputs::new(seed).normal(DType::BF16, shape, 1.0).expect("a tensor of a few elements")
+    Inputs::new(seed).normal(DType::BF16, shape, 1.0).expect("a tensor of a few elements")
 }
 
 #[test]

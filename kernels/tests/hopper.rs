@@ -1,9 +1,13 @@
 //! Products on Hopper's own units, on the simulated GPU: the PTX says so, and the results match the reference.
 
-use zellige::TuneValue;
-use zellige::runtime::Device;
+use zellige::prelude::*;
+use zellige::runtime::{Arg, Device, DynTensor, Sizes};
+use zellige::{GemmPrecision, TuneValue};
 use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
+use zellige_ir::DType;
+use zellige_kernels::inputs::Inputs;
 use zellige_kernels::library::{Case, Problem, Scale, Value, find};
+use zellige_kernels::reference::metrics::{Tolerance, compare};
 use zellige_kernels::run::{launch, run, sizes};
 
 /// The small problem of a kernel whose name begins so.
@@ -168,6 +172,70 @@ fn tensors_without_a_map_take_the_other_kernel() {
 }
 
 #[test]
+fn f32_operands_are_rounded_to_tf32_on_their_way() {
+    let name = "m=33 n=48 k=100 f32->f32 nt tf32";
+    for (bm, bn, bk, threads) in [(64, 64, 32, 128), (128, 64, 16, 256), (64, 128, 64, 256), (128, 256, 32, 256)] {
+        let [m, n, stages, threads, bk] = deep_tile(bm, bn, bk, threads);
+        check(name, &[m, n, stages, threads, bk]);
+        let kernel = ptx(&problem(name, &[m, n, stages, threads, bk]), Arch::Sm90a);
+        assert!(kernel.ptx.contains("k8.f32.tf32.tf32"), "{:?}", kernel.explain);
+    }
+    for runs in [false, true] {
+        check(name, &[("runs", int(2)), ("spread", TuneValue::Bool(runs))]);
+    }
+    // 32-bit operands of these units have their rows along k.
+    let turned = ptx(&problem("m=33 n=48 k=100 f32->f32 nn tf32", &[]), Arch::Sm90a);
+    assert!(!turned.ptx.contains("wgmma") && turned.ptx.contains("mma.sync"));
+    assert!(turned.explain.iter().any(|e| e.contains("hopper") && e.contains("16 bits")), "{:?}", turned.explain);
+}
+
+/// `C = scale(A) B^T` with the first operand in registers, which rounds it there.
+#[kernel(static_dims(n, k))]
+fn scaled_rows(
+    t: T,
+    #[dims(m, k)] a: &Tensor<f32, 2>,
+    #[dims(n, k)] b: &Tensor<f32, 2>,
+    #[dims(m, n)] c: &mut Tensor<f32, 2>,
+) {
+    let [bx, by] = t.grid([c.dim(1).ceil_div(64usize), c.dim(0).ceil_div(128usize)], 256);
+    let (a_f, b_s) = (t.fragment::<f32, 2>([128, 32]), t.shared::<f32, 2>([64, 32]));
+    let acc = t.fragment::<f32, 2>([128, 64]);
+    t.clear(acc);
+    for ko in t.pipelined(a.dim(1).ceil_div(32usize), 3) {
+        t.copy(b.at((bx * 64, ko * 32)), b_s);
+        t.copy(a.at((by * 128, ko * 32)), a_f);
+        for (i, j) in t.parallel((128, 32)) {
+            a_f[(i, j)] *= 3.0;
+        }
+        t.gemm_with(a_f, b_s.t(), acc, Gemm { precision: GemmPrecision::Tf32, ..Gemm::default() });
+    }
+    t.copy(acc, c.at((by * 128, bx * 64)));
+}
+
+#[test]
+fn f32_operands_in_registers_are_rounded_there() {
+    let (m, n, k) = (150, 72, 100);
+    let mut inputs = Inputs::new(5);
+    let a = inputs.normal(DType::F32, &[m, k], 1.0).unwrap();
+    let b = inputs.normal(DType::F32, &[n, k], 1.0).unwrap();
+    let kernel = ScaledRows::new();
+    let result = |device: Device| {
+        let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
+        let args = [Arg::Read(&a), Arg::Read(&b), Arg::Write(&c)];
+        kernel.launch_args(&device.stream(), &args).expect("it runs");
+        c.to_f32_vec().unwrap()
+    };
+    let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
+    let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
+    assert!(found.ptx.contains("m64n64k8.f32.tf32.tf32"), "{:?}", found.explain);
+    assert!(found.ptx.contains("cvt.rna.tf32.f32"));
+    assert!(found.explain.iter().any(|e| e.contains("its first operand stays in registers")), "{:?}", found.explain);
+    // Sums in another order, and halves that go another way.
+    let verdict = compare(&result(Device::sim()), &result(Device::interp()), Tolerance::CalcDiff(1e-10));
+    assert!(verdict.pass, "{verdict}");
+}
+
+#[test]
 fn what_does_not_fit_says_why() {
     let f32s = ptx(&problem("m=33 n=48 k=100 f32", &[]), Arch::Sm90a);
     assert!(!f32s.ptx.contains("wgmma"));
@@ -239,6 +307,56 @@ fn eight_bit_products_are_promoted_between_iterations() {
     ] {
         check_scaled(kernel, name, &deep_tile(64, 64, 128, 128));
         check_scaled(kernel, name, &deep_tile(128, 64, 128, 256));
+    }
+}
+
+#[test]
+fn rows_of_a_head_lie_among_those_of_others() {
+    for equation in ["bhr,hdr->bhd", "bhd,hdr->bhr"] {
+        for name in ["m=1 h=3 n=72 k=136 bf16->bf16", "m=65 h=2 n=72 k=40 bf16->f32"] {
+            let name = format!("{name} {equation}");
+            for settings in [deep_tile(64, 64, 32, 128), deep_tile(128, 128, 32, 256), deep_tile(64, 256, 16, 256)] {
+                let problem = problem_of("batched_gemm", &name, &settings);
+                check_problem(&name, &settings, &problem, "3d");
+            }
+        }
+    }
+    for name in ["m=1 h=2 n=136 k=256", "m=33 h=2 n=72 k=160"] {
+        for settings in [deep_tile(64, 64, 128, 128), deep_tile(128, 64, 128, 256), deep_tile(64, 128, 128, 256)] {
+            check_scaled("batched_gemm", name, &settings);
+        }
+    }
+}
+
+#[test]
+fn eight_bit_operands_whose_rows_go_along_the_result_stay_off_these_units() {
+    let problem = problem_of("batched_gemm", "m=33 h=2 n=72 k=160 f8e4m3xf8e4m3->f32 f32 bhd", &[]);
+    let kernel = ptx(&problem, Arch::Sm90a);
+    assert!(!kernel.ptx.contains("wgmma"));
+    assert!(kernel.explain.iter().any(|e| e.contains("hopper") && e.contains("turns")), "{:?}", kernel.explain);
+}
+
+#[test]
+fn products_of_a_batch_are_one_long_product() {
+    let long = "b=7 m=33 n=24 k=72 bf16->f32";
+    let tile = [("bm", int(64)), ("bn", int(64)), ("threads", int(128))];
+    let result = |runs: i64, spread: bool| {
+        let settings = [&tile[..], &[("runs", int(runs)), ("spread", TuneValue::Bool(spread))]].concat();
+        let problem = problem_of("batch_sum_gemm", long, &settings);
+        check_problem(long, &settings, &problem, "3d");
+        match &problem.args[4] {
+            Value::Tensor(c) => c.to_bytes().expect("nobody writes it now"),
+            Value::Scalar(_) => unreachable!("it is the result"),
+        }
+    };
+    for runs in [2, 3, 7] {
+        assert_eq!(result(runs, false), result(runs, true), "{runs} runs");
+    }
+    check_problem("b=3", &tile, &problem_of("batch_sum_gemm", "b=3 m=65 n=72 k=40", &tile), "3d");
+    for name in ["b=3 m=33 n=136 k=160", "b=2 m=1 n=72 k=256"] {
+        for settings in [deep_tile(64, 64, 128, 128), deep_tile(128, 64, 256, 256)] {
+            check_scaled("batch_sum_gemm", name, &settings);
+        }
     }
 }
 

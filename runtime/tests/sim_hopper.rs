@@ -182,6 +182,36 @@ fn tensor_copies_swizzle_and_fill() {
 }
 
 #[test]
+fn tensor_copies_round_to_tf32() {
+    let map = TensorMap {
+        elem: TensorElem::Tf32,
+        address: 0,
+        size: vec![40, 20],
+        stride: vec![176],
+        tile: vec![32, 16],
+        swizzle: Swizzle::None,
+        nan_fill: false,
+    };
+    let (r, out) = tensor_load(&map, &[12, 3], "");
+    assert!(r.faults.is_empty(), "{}", r.describe());
+    let byte = |at: u32| at % 251;
+    for (at, got) in words(&out).into_iter().enumerate() {
+        let (x, y) = (12 + at as u32 % 32, 3 + at as u32 / 32);
+        let first = 176 * y + 4 * x;
+        let bits = (0..4).fold(0, |bits, i| bits | byte(first + i) << (8 * i));
+        let above = bits & !0x1FFF;
+        let up = (bits & 0x1FFF) > 0x1000 || (bits & 0x3FFF) == 0x3000;
+        let finite = bits & 0x7F80_0000 != 0x7F80_0000;
+        let want = match (x < 40, finite) {
+            (false, _) => 0,
+            (true, false) => bits,
+            (true, true) => above + if up { 0x2000 } else { 0 },
+        };
+        assert_eq!(got, want, "({x}, {y}): {bits:#x}");
+    }
+}
+
+#[test]
 fn tensor_copies_of_one_to_five_dims() {
     for rank in 1..=5usize {
         let map = TensorMap {

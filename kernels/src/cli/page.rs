@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 /// The rows of the V4 specification's kernel table that the library answers for, and the kernels that do. Layers that are
 /// functions of several kernels are named by their Rust paths.
-const ROWS: [(&str, &str, &[&str]); 31] = [
+const ROWS: [(&str, &str, &[&str]); 32] = [
+    ("4", "output projection of groups of heads: bf16, FP8", &["batched_gemm"]),
     ("10", "Hadamard transform", &["hadamard"]),
     ("24", "mHC expand, forward and backward", &["mhc_expand", "mhc_expand_backward"]),
     ("25", "mHC norm weight merged into the projection", &["mhc_norm_weight", "mhc_norm_weight_backward"]),
@@ -72,7 +73,7 @@ const ROWS: [(&str, &str, &[&str]); 31] = [
         "round trips, stochastic rounding, transpose",
         &["quant_round_trip", "stochastic_round", "batched_transpose"],
     ),
-    ("54", "dense GEMM: bf16, FP8, FP8 by MXFP4", &["gemm", "block_scaled_gemm"]),
+    ("54", "dense GEMM: bf16, FP8, FP8 by MXFP4; sum over a batch", &["gemm", "block_scaled_gemm", "batch_sum_gemm"]),
     (
         "55-56",
         "Muon and AdamW",

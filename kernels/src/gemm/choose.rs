@@ -8,7 +8,7 @@
 use super::dense::GemmConfig;
 
 /// Multiprocessors that want a tile each.
-const MULTIPROCESSORS: usize = 132;
+pub(super) const MULTIPROCESSORS: usize = 132;
 
 /// Shared memory of a block, less what barriers take.
 const SHARED_BYTES: usize = 232_448 - 1024;
@@ -17,7 +17,7 @@ const SHARED_BYTES: usize = 232_448 - 1024;
 const MAX_STAGES: usize = 16;
 
 /// Rows up to which a product is bound by what it fetches.
-const FEW_ROWS: usize = 128;
+pub(super) const FEW_ROWS: usize = 128;
 
 /// Columns up to which all of them make one tile.
 const FEW_COLUMNS: usize = 64;

@@ -7,9 +7,9 @@ use crate::library::{
 use crate::reference::codec;
 use crate::reference::gemm as reference;
 use crate::reference::metrics::{Tolerance, compare};
-use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige::runtime::Sizes;
+use zellige::{GemmPrecision, TuneValue};
 use zellige_ir::DType;
 
 /// Tile sizes of [`dense_gemm`] and the orientation of its operands.
@@ -38,6 +38,8 @@ pub struct GemmConfig {
     /// Blocks along N and along M that fetch common tiles for each other; 0 leaves it to the compiler.
     pub cluster_n: usize,
     pub cluster_m: usize,
+    /// Round f32 operands to tf32, 10 mantissa bits, as matrix units take them; otherwise they are multiplied as they are.
+    pub tf32: bool,
 }
 
 impl Default for GemmConfig {
@@ -54,12 +56,21 @@ impl Default for GemmConfig {
             spread: false,
             cluster_n: 0,
             cluster_m: 0,
+            tf32: false,
         }
     }
 }
 
+impl GemmConfig {
+    /// Many rows of f32 in tf32.
+    pub fn tf32() -> GemmConfig {
+        GemmConfig { bn: 256, bk: 32, stages: 4, threads: 256, tf32: true, ..GemmConfig::default() }
+    }
+}
+
 /// `C[m, n] = alpha * sum_k A[m, k] B[n, k]`, accumulated in fp32 in a fixed order of `k`, so that the bits of a row do
-/// not depend on `m`. `a` is [M, K] or, transposed, [K, M]; `b` is [N, K] or, transposed, [K, N].
+/// not depend on `m`. `a` is [M, K] or, transposed, [K, M]; `b` is [N, K] or, transposed, [K, N]. f32 operands are multiplied as they
+/// are, or rounded to tf32 with `cfg.tf32`; the units of sm_90a take those only if neither is transposed.
 #[kernel(static_dims(b0, b1))]
 pub fn dense_gemm<E: Float, C: Float>(
     t: T,
@@ -87,15 +98,16 @@ pub fn dense_gemm<E: Float, C: Float>(
     let b_s = t.shared::<E, 2>(if cfg.b_transposed { [bk, bn] } else { [bn, bk] });
     let acc = t.fragment::<f32, 2>([bm, bn]);
     t.clear(acc);
+    let how = Gemm { precision: if cfg.tf32 { GemmPrecision::Tf32 } else { GemmPrecision::Exact }, ..Gemm::default() };
     for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
         let (row, col, depth) = (by * bm, bx * bn, ko * bk);
         t.copy(if cfg.a_transposed { a.at((depth, row)) } else { a.at((row, depth)) }, a_s);
         t.copy(if cfg.b_transposed { b.at((depth, col)) } else { b.at((col, depth)) }, b_s);
         match (cfg.a_transposed, cfg.b_transposed) {
-            (false, false) => t.gemm(a_s, b_s.t(), acc),
-            (false, true) => t.gemm(a_s, b_s, acc),
-            (true, false) => t.gemm(a_s.t(), b_s.t(), acc),
-            (true, true) => t.gemm(a_s.t(), b_s, acc),
+            (false, false) => t.gemm_with(a_s, b_s.t(), acc, how),
+            (false, true) => t.gemm_with(a_s, b_s, acc, how),
+            (true, false) => t.gemm_with(a_s.t(), b_s.t(), acc, how),
+            (true, true) => t.gemm_with(a_s.t(), b_s, acc, how),
         }
     }
     for (i, j) in t.parallel((bm, bn)) {
@@ -111,6 +123,9 @@ pub struct Entry;
 const SAMPLED_ROWS: usize = 48;
 
 fn launcher(dtype: DType, out: DType, cfg: GemmConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    if cfg.tf32 && dtype != DType::F32 {
+        return Err(ProblemError::Unsupported(format!("tf32 is for f32 operands; {dtype} is multiplied as it is")));
+    }
     Ok(match (dtype, out) {
         (DType::BF16, DType::BF16) => Box::new(DenseGemm::<bf16, bf16>::new(cfg)),
         (DType::BF16, DType::F32) => Box::new(DenseGemm::<bf16, f32>::new(cfg)),
@@ -168,7 +183,8 @@ fn case(m: usize, n: usize, k: usize, dtype: DType, out: DType, cfg: GemmConfig)
         (true, false) => "tt",
         (true, true) => "tn",
     };
-    let name = format!("m={m} n={n} k={k} {dtype}->{out} {layout}");
+    let tf32 = if cfg.tf32 { " tf32" } else { "" };
+    let name = format!("m={m} n={n} k={k} {dtype}->{out} {layout}{tf32}");
     Case::new(name, cfg, move |cfg| problem(m, n, k, dtype, out, cfg))
 }
 
@@ -189,7 +205,7 @@ impl LibraryKernel for Entry {
         Info {
             name: "gemm",
             family: Family::Gemm,
-            summary: "dense matrix product with fp32 accumulation, all transposes",
+            summary: "dense matrix product with fp32 accumulation, all transposes; f32 exact or in tf32",
             equation: "C[m,n] = alpha * sum_k A[m,k] B[n,k]",
             tolerance: "calc_diff < 1e-5",
             source: "V4 specification 5; DeepGEMM bf16_gemm_{nt,nn,tn,tt}",
@@ -237,6 +253,9 @@ impl LibraryKernel for Entry {
                     cases.push(case(m, n, k, bf16, bf16, small));
                 }
                 cases.push(case(33, 48, 100, f32, f32, small));
+                for b_transposed in [false, true] {
+                    cases.push(case(33, 48, 100, f32, f32, GemmConfig { tf32: true, b_transposed, ..small }));
+                }
                 cases.push(case(64, 64, 64, DType::F16, DType::F16, small));
                 cases.push(case(16, 24, 64, bf16, f32, small));
                 let wide = GemmConfig { bn: 256, threads: 256, ..cfg };
@@ -256,7 +275,7 @@ impl LibraryKernel for Entry {
                     [(1, 4096, 7168), (64, 2112, 7168), (128, 7168, 2048), (4096, 576, 7168)]
                         .map(|(m, n, k)| chosen(m, n, k, bf16)),
                 )
-                .chain([chosen(128, 256, 7168, f32)])
+                .chain([chosen(128, 256, 7168, f32), case(4096, 4096, 1024, f32, f32, GemmConfig::tf32())])
                 .collect(),
         }
     }

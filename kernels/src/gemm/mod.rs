@@ -1,8 +1,11 @@
 //! Matrix products.
 
+pub mod batch_sum;
+pub mod batched;
 pub mod block_scaled;
 mod choose;
 pub mod dense;
+mod einsum_problem;
 pub mod grouped;
 pub mod k_grouped;
 pub mod k_grouped_scaled;

@@ -91,7 +91,7 @@ pub struct ScaledProblem {
 const SAMPLED_ROWS: usize = 16;
 
 /// Powers of two around 1.
-fn powers(inputs: &mut Inputs, dtype: DType, shape: &[usize]) -> Result<DynTensor, ProblemError> {
+pub(super) fn powers(inputs: &mut Inputs, dtype: DType, shape: &[usize]) -> Result<DynTensor, ProblemError> {
     let values = inputs.draw(shape.iter().product(), |rng| f64::from(2f32.powi(rng.random_range(-3..4))));
     Ok(DynTensor::from_f64(dtype, shape, &values)?)
 }

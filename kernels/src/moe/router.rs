@@ -25,6 +25,9 @@ fn config() -> GemmConfig {
 }
 
 fn launcher(dtype: DType, cfg: GemmConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    if cfg.tf32 {
+        return Err(ProblemError::Unsupported("logits are of exact products: leave `tf32` off".to_owned()));
+    }
     with_type!(dtype, E in [BF16 = bf16, F32 = f32], Ok(Box::new(DenseGemm::<E, f32>::new(cfg))))
 }
 

@@ -20,6 +20,7 @@ pub mod attention;
 pub mod attention_backward;
 pub mod codec;
 pub mod cross_entropy;
+pub mod einsum;
 pub mod embedding;
 pub mod engram;
 pub mod gemm;

@@ -84,6 +84,7 @@ pub fn simulated_map(spec: &MapSpec, address: u64, size: Vec<u64>, stride: Vec<u
     let elem = match spec.dtype {
         DType::BF16 => TensorElem::Bf16,
         DType::F16 => TensorElem::F16,
+        DType::F32 if spec.tf32 => TensorElem::Tf32,
         DType::F32 => TensorElem::F32,
         DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 => TensorElem::U8,
         dtype => return Err(format!("no tensor map of {dtype}")),

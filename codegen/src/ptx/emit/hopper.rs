@@ -106,9 +106,10 @@ impl Emitter<'_> {
                 let names = |vars: &[Var]| -> Vec<String> { vars.iter().map(|v| self.names.var(self.k, *v)).collect() };
                 let (acc, a) = (names(acc).join(", "), names(a).join(", "));
                 let (b, scale_d) = (self.reg(*b), self.reg(*scale_d));
+                let major = if ty.bits() == 16 { format!(", {}", u8::from(*trans_b)) } else { String::new() };
                 self.line(&format!(
-                    "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ty}.{ty} {{{acc}}}, {{{a}}}, {b}, {scale_d}, 1, 1, {};",
-                    u8::from(*trans_b)
+                    "wgmma.mma_async.sync.aligned.m64n{n}k{}.f32.{ty}.{ty} {{{acc}}}, {{{a}}}, {b}, {scale_d}, 1, 1{major};",
+                    ty.k()
                 ));
             }
             SimtOp::WgmmaCommit {} => self.line("wgmma.commit_group.sync.aligned;"),

@@ -141,6 +141,8 @@ mod dtype_name {
 pub struct MapSpec {
     #[serde(with = "dtype_name")]
     pub dtype: DType,
+    /// f32 elements are rounded to tf32 on their way, halves to even.
+    pub tf32: bool,
     /// Extents of a box in elements, innermost first, one for each axis of the tensor. Elements narrower than a byte are
     /// counted in bytes along the innermost axis, here and in coordinates.
     pub tile: Vec<u32>,

@@ -210,13 +210,14 @@ impl MmaKind {
 
 named! {
     /// Operand types of a warpgroup's matrix product.
-    WgmmaTy { BF16 = "bf16", F16 = "f16", E4M3 = "e4m3", E5M2 = "e5m2" }
+    WgmmaTy { BF16 = "bf16", F16 = "f16", TF32 = "tf32", E4M3 = "e4m3", E5M2 = "e5m2" }
 }
 
 impl WgmmaTy {
     /// Bits of an element.
     pub const fn bits(self) -> usize {
         match self {
+            WgmmaTy::TF32 => 32,
             WgmmaTy::BF16 | WgmmaTy::F16 => 16,
             WgmmaTy::E4M3 | WgmmaTy::E5M2 => 8,
         }

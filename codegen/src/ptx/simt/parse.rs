@@ -284,13 +284,14 @@ impl<'t> Parser<'t> {
             "map" => {
                 let param = self.number()?;
                 let dtype = self.dtype()?;
+                let tf32 = self.eat("tf32");
                 self.expect("[")?;
                 let mut tile = Vec::new();
                 while !self.eat("]") {
                     tile.push(self.number()?);
                 }
                 self.expect("swizzle")?;
-                let map = MapSpec { dtype, tile, swizzle: self.number()? };
+                let map = MapSpec { dtype, tf32, tile, swizzle: self.number()? };
                 ParamSlot::TensorMap { param, name: self.name()?, map }
             }
             "counter" => ParamSlot::Counter { name: self.name()? },

@@ -111,7 +111,8 @@ impl fmt::Display for ParamSlot {
             ParamSlot::Counter { .. } => write!(f, "counter")?,
             ParamSlot::TensorMap { param, map, .. } => {
                 let tile: Vec<String> = map.tile.iter().map(ToString::to_string).collect();
-                write!(f, "map {param} {} [{}] swizzle {}", map.dtype, tile.join(" "), map.swizzle)?;
+                let tf32 = if map.tf32 { " tf32" } else { "" };
+                write!(f, "map {param} {}{tf32} [{}] swizzle {}", map.dtype, tile.join(" "), map.swizzle)?;
             }
         }
         write!(f, " {}", name(self.name()))

@@ -309,9 +309,12 @@ impl Verifier<'_> {
                 let floats = acc.iter().all(|v| self.k.vars[*v] == Ty::F32);
                 if fits && floats { Ok(()) } else { Err(format!("{} accumulators for n = {n}", acc.len())) }
             }
-            SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, .. } => {
-                if ty.bits() != 16 {
+            SimtOp::WgmmaRegs { acc, ty, n, a, b, scale_d, trans_b } => {
+                if ty.bits() == 8 {
                     return Err(format!("{ty} operands come from shared memory"));
+                }
+                if ty.bits() != 16 && *trans_b {
+                    return Err(format!("{ty} operands are not transposed"));
                 }
                 self.want(*b, Ty::B64)?;
                 self.want(*scale_d, Ty::Pred)?;

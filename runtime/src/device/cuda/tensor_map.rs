@@ -14,6 +14,7 @@ pub(super) fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], St
     let elem = match spec.dtype {
         DType::BF16 => Elem::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Elem::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::F32 if spec.tf32 => Elem::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
         DType::F32 => Elem::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         DType::F8E4M3 | DType::F8E5M2 | DType::F4E2M1 => Elem::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         dtype => return Err(format!("no tensor map of {dtype}")),

@@ -8,7 +8,7 @@ use super::combine::combine;
 use super::mbarrier::Change;
 use super::regs::lanes;
 use super::state::{Cluster, Warp};
-use super::tensormap::TensorMap;
+use super::tensormap::{TensorElem, TensorMap, round_to_tf32};
 use super::wgmma::swizzle;
 use crate::sim::check::clock::Knowledge;
 use crate::sim::check::global::Access;
@@ -131,6 +131,7 @@ impl Cluster<'_> {
             return;
         };
         let fill = map.as_ref().filter(|m| m.nan_fill).map_or(0, |m| repeat(m.elem.nan(), m.elem.bytes()));
+        let rounds = map.as_ref().is_some_and(|m| m.elem == TensorElem::Tf32);
         let total: u32 = match &map {
             Some(m) => m.box_bytes(),
             None => o.size,
@@ -156,6 +157,7 @@ impl Cluster<'_> {
                     Some(g) => self.load_wide(warp, lane, g, p.bytes),
                     None => fill,
                 };
+                let v = if rounds { in_words(v, round_to_tf32) } else { v };
                 let address = u64::from(p.shared & 0xFF_FFFF) | (block as u64) << addr::RANK_SHIFT;
                 self.async_store(warp, lane, address, (p.bytes, v), how);
             }
@@ -392,4 +394,9 @@ fn tensor_pieces(map: &TensorMap, shared: u32, coords: &[i32; 5]) -> Vec<Piece> 
     }
     debug_assert!(shared >= SHARED_BASE);
     out
+}
+
+/// Applies `f` to each word of a chunk.
+fn in_words(v: u128, f: impl Fn(u32) -> u32) -> u128 {
+    (0..4).map(|i| u128::from(f((v >> (32 * i)) as u32)) << (32 * i)).sum()
 }

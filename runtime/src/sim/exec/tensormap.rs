@@ -22,10 +22,12 @@ pub enum TensorElem {
     F32,
     F64,
     Bf16,
+    /// f32 in global memory; loads round it to tf32.
+    Tf32,
 }
 
 impl TensorElem {
-    const ALL: [TensorElem; 10] = [
+    const ALL: [TensorElem; 11] = [
         TensorElem::U8,
         TensorElem::U16,
         TensorElem::U32,
@@ -36,6 +38,7 @@ impl TensorElem {
         TensorElem::F32,
         TensorElem::F64,
         TensorElem::Bf16,
+        TensorElem::Tf32,
     ];
 
     /// Bytes per element.
@@ -43,7 +46,7 @@ impl TensorElem {
         match self {
             TensorElem::U8 => 1,
             TensorElem::U16 | TensorElem::F16 | TensorElem::Bf16 => 2,
-            TensorElem::U32 | TensorElem::S32 | TensorElem::F32 => 4,
+            TensorElem::U32 | TensorElem::S32 | TensorElem::F32 | TensorElem::Tf32 => 4,
             TensorElem::U64 | TensorElem::S64 | TensorElem::F64 => 8,
         }
     }
@@ -51,7 +54,7 @@ impl TensorElem {
     /// The arithmetic of a reduction on this type, if there is one.
     pub(crate) fn reduction(self) -> Option<AtomTy> {
         Some(match self {
-            TensorElem::U8 | TensorElem::U16 => return None,
+            TensorElem::U8 | TensorElem::U16 | TensorElem::Tf32 => return None,
             TensorElem::U32 => AtomTy::U32,
             TensorElem::S32 => AtomTy::S32,
             TensorElem::U64 => AtomTy::U64,
@@ -68,11 +71,16 @@ impl TensorElem {
         match self {
             TensorElem::F16 => 0x7FFF,
             TensorElem::Bf16 => 0x7FFF,
-            TensorElem::F32 => 0x7FFF_FFFF,
+            TensorElem::F32 | TensorElem::Tf32 => 0x7FFF_FFFF,
             TensorElem::F64 => 0x7FFF_FFFF_FFFF_FFFF,
             _ => 0,
         }
     }
+}
+
+/// The f32 of these bits rounded to 10 mantissa bits, halves to even; infinities and NaNs as they are.
+pub(crate) fn round_to_tf32(bits: u32) -> u32 {
+    if bits & 0x7F80_0000 == 0x7F80_0000 { bits } else { (bits + 0xFFF + (bits >> 13 & 1)) & !0x1FFF }
 }
 
 /// Shared-memory swizzle of a tensor map.

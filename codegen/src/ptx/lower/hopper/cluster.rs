@@ -50,7 +50,7 @@ impl Finder<'_> {
                 let OpKind::Copy { src, .. } = &func.ops[l.op].kind else { continue };
                 l.shared = Some(axis);
                 if !l.boxes().is_multiple_of(n) {
-                    let rows = src.offsets.len() - 1 - usize::from(src.axes[0].axis);
+                    let rows = src.offsets.len() - 1 - l.row_axis(src);
                     l.tile[rows] /= n as u32;
                 }
             }

@@ -6,7 +6,7 @@ use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
 use super::plan::{HopperPlan, OperandA, Product};
 use super::{HopperRole, Rings, Role};
-use crate::ptx::simt::{Bin, Cmp, Num, SimtOp, Special, Ty, Val, Var, Vars};
+use crate::ptx::simt::{Bin, Cmp, Num, SimtOp, Special, Ty, Val, Var, Vars, WgmmaTy};
 use std::rc::Rc;
 use zellige_ir::layout::instances::wgmma::{Major, SharedOperand};
 use zellige_ir::{Buffer, EntityId, Op, Value};
@@ -25,7 +25,7 @@ const REGISTERS_OF_A: usize = 4;
 /// The first operand of a product.
 enum First<'p> {
     Tile(Descriptor, &'p SharedOperand),
-    Registers(Vars),
+    Registers(&'p [Var]),
 }
 
 impl Lowerer<'_> {
@@ -115,7 +115,7 @@ impl Lowerer<'_> {
         let later = self.b.setp(Cmp::Ne, Num::S32, k, lo);
         for (p, acc) in rings.plan.products.iter().zip(accs) {
             self.b.at(&self.func.ops[p.op].span);
-            self.product(role, p, acc, &[slot], later)?;
+            self.product(role, p, &[], acc, &[slot], later)?;
         }
         self.b.at(&self.func.ops[op].span);
         self.b.push(SimtOp::WgmmaCommit {});
@@ -184,8 +184,33 @@ impl Lowerer<'_> {
         }
     }
 
-    /// The instructions of a product on one slot of each ring.
-    pub(super) fn product(&mut self, role: &HopperRole, p: &Product, acc: &[Var], slots: &[Val], later: Val) -> Result {
+    /// The registers of a product's first operand, if it is in a fragment: tf32 as rounded copies.
+    pub(super) fn first_operand(&mut self, p: &Product) -> Result<Vars> {
+        let OperandA::Registers(buffer) = p.a else { return Ok(Vars::new()) };
+        let own = self.registers_of(p.op, buffer)?;
+        if p.ty != WgmmaTy::TF32 {
+            return Ok(own);
+        }
+        let rounded = own.iter().map(|&v| {
+            let (x, copy) = (self.b.get(v), self.b.new_var(Ty::B32));
+            let x = self.b.cvt_tf32(x);
+            self.b.set(copy, x);
+            copy
+        });
+        Ok(rounded.collect())
+    }
+
+    /// The instructions of a product on one slot of each ring; `a` are the registers of the first operand, if it is in some.
+    pub(super) fn product(
+        &mut self,
+        role: &HopperRole,
+        p: &Product,
+        a: &[Var],
+        acc: &[Var],
+        slots: &[Val],
+        later: Val,
+    ) -> Result {
+        let in_registers = a;
         let [m, n, k] = p.shape;
         let [gm, gn] = p.warpgroups;
         let (row, column) = self.group_place(role.group, gn);
@@ -197,7 +222,7 @@ impl Lowerer<'_> {
                 let d = self.descriptor(&role.rings, *load, operand, slot_of(*load), row, row_bytes);
                 First::Tile(d, operand)
             }
-            OperandA::Registers(buffer) => First::Registers(self.registers_of(p.op, *buffer)?),
+            OperandA::Registers(_) => First::Registers(in_registers),
         };
         let column_bytes = if gn > 1 { p.operand_b.start_bytes(p.inst_n, 0) as i64 } else { 0 };
         let b = self.descriptor(&role.rings, p.b, &p.operand_b, slot_of(p.b), column, column_bytes);

@@ -78,6 +78,7 @@ impl Finder<'_> {
             buffer,
             rows,
             cols,
+            turned: false,
             swizzle,
             tile: Vec::new(),
             shared: None,

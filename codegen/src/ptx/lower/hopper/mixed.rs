@@ -126,6 +126,10 @@ impl Finder<'_> {
             let OpKind::Copy { src, dst, pad } = &func.ops[op].kind else { return Ok(()) };
             let at = &func.ops[op].span;
             let load = self.load(op, src, dst).map_err(|why| Some(format!("the copy at {at}: {why}")))?;
+            // Work between products would find the tile as the tensor has it.
+            if load.turned {
+                return refuse(format!("the copy at {at} turns its tile"));
+            }
             if pad.bits() != 0 {
                 return refuse(format!("the copy at {at}: it pads with something else than zero"));
             }

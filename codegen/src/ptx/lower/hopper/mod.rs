@@ -94,15 +94,15 @@ pub(super) struct HopperRole {
 
 /// What the plan adds to the parameter list.
 pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
-    let loads = plan.copies().map(|l| (l.param, l.dtype, &l.tile, l.swizzle));
-    let stores = plan.stores.iter().map(|s| (s.param, s.dtype, &s.tile, s.swizzle));
+    let loads = plan.copies().map(|l| (l.param, l.dtype, l.is_tf32(), &l.tile, l.swizzle));
+    let stores = plan.stores.iter().map(|s| (s.param, s.dtype, false, &s.tile, s.swizzle));
     let mut slots: Vec<ParamSlot> = Vec::new();
-    for (param, dtype, tile, swizzle) in loads.chain(stores) {
+    for (param, dtype, tf32, tile, swizzle) in loads.chain(stores) {
         let name = match &func.params[param as usize] {
             Param::Tensor { buffer, .. } => &func.buffers[*buffer].name,
             Param::Scalar { name, .. } => name,
         };
-        let map = MapSpec { dtype, tile: tile.clone(), swizzle: swizzle.atom_bytes() as u32 };
+        let map = MapSpec { dtype, tf32, tile: tile.clone(), swizzle: swizzle.atom_bytes() as u32 };
         let slot = ParamSlot::TensorMap { param, name: format!("{name}_map"), map };
         if !slots.contains(&slot) {
             slots.push(slot);

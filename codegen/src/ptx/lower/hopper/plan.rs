@@ -14,7 +14,8 @@ use zellige_ir::layout::instances::Swizzle;
 use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
 use zellige_ir::layout::{FragmentLayout, LayoutError};
 use zellige_ir::{
-    Access, Buffer, DType, Effect, Func, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit, Window,
+    Access, Buffer, DType, Effect, Func, GemmPrecision, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit,
+    Window,
 };
 
 /// Threads of a warpgroup.
@@ -22,6 +23,10 @@ pub const WARPGROUP: usize = 128;
 
 /// Accumulator registers that leave a thread room for everything else, by the warpgroups that multiply.
 pub(super) const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
+
+/// Columns from which on a product by a fragment in tf32 runs on these units. Below, its block waits for what it fetches, and several
+/// blocks to a multiprocessor hide that better than one.
+const MIN_TF32_COLUMNS: usize = 64;
 
 /// Extent limit of a box of a tensor map.
 const MAX_BOX: usize = 256;
@@ -120,9 +125,11 @@ pub struct Load {
     pub dtype: DType,
     /// The shared tile.
     pub buffer: Buffer,
-    /// Extents of the tile: rows, and elements that lie together.
+    /// Extents of the tile as the tensor has it: rows, and elements that lie together.
     pub rows: usize,
     pub cols: usize,
+    /// The author's tile has these axes the other way round.
+    pub turned: bool,
     pub swizzle: Swizzle,
     /// Extents of a box along the tensor's axes, innermost first; of elements narrower than a byte, in bytes.
     pub tile: Vec<u32>,
@@ -135,6 +142,16 @@ pub struct Load {
 }
 
 impl Load {
+    /// The tensor's axis along which the tile's rows follow each other; `src` is the window that is copied.
+    pub fn row_axis(&self, src: &Window) -> usize {
+        usize::from(src.axes[usize::from(self.turned)].axis)
+    }
+
+    /// True if the copy rounds to tf32: what products take of f32.
+    pub fn is_tf32(&self) -> bool {
+        self.dtype == DType::F32
+    }
+
     /// Boxes of a tile, side by side.
     pub fn boxes(&self) -> usize {
         self.cols / self.box_cols()
@@ -217,7 +234,12 @@ impl Product {
     pub fn registers(&self) -> usize {
         let [m, n, k] = self.shape;
         let threads = WARPGROUP * self.warpgroups[0];
-        let operand = if matches!(self.a, OperandA::Registers(_)) { m * k / 2 / threads } else { 0 };
+        let operand = match (&self.a, self.ty) {
+            (OperandA::Tile { .. }, _) => 0,
+            // As they are, and rounded.
+            (OperandA::Registers(_), WgmmaTy::TF32) => 2 * m * k / threads,
+            (OperandA::Registers(_), _) => m * k / 2 / threads,
+        };
         m * n / (threads * self.warpgroups[1]) + operand
     }
 
@@ -379,6 +401,7 @@ pub(super) fn operand_swizzle(dtype: DType, cols: usize) -> Result<Swizzle, Stri
 /// What the units multiply elements of a type as.
 fn operand_type(dtype: DType) -> Option<WgmmaTy> {
     match dtype {
+        DType::F32 => Some(WgmmaTy::TF32),
         DType::BF16 => Some(WgmmaTy::BF16),
         DType::F16 => Some(WgmmaTy::F16),
         DType::F8E4M3 => Some(WgmmaTy::E4M3),
@@ -464,18 +487,22 @@ impl Finder<'_> {
         let widened = dtype == DType::F4E2M1;
         if dtype != self.dtype(dst.buffer) || (operand_type(dtype).is_none() && !widened) {
             let into = self.dtype(dst.buffer);
-            return Err(format!("it moves {dtype} into {into}; bf16, f16, f8e4m3 and f8e5m2 are multiplied"));
+            return Err(format!("it moves {dtype} into {into}; bf16, f16, tf32, f8e4m3 and f8e5m2 are multiplied"));
+        }
+        if dtype == DType::F32 && !self.only_rounded(op, dst.buffer) {
+            return Err("its f32 elements are wanted as they are, not rounded to tf32".into());
         }
         let shape = dst.shape();
         if !is_whole(func, dst) || shape.len() != 2 || src.shape() != shape {
             return Err("it does not fill a tile of two axes".into());
         }
         let rank = data.rank();
-        let axes: Vec<usize> = src.axes.iter().map(|a| usize::from(a.axis)).collect();
-        if !(2..=5).contains(&rank) || axes[0] >= axes[1] || axes[1] + 1 != rank {
+        let mut along: Vec<(usize, usize)> = src.axes.iter().map(|a| (usize::from(a.axis), a.extent)).collect();
+        along.sort_unstable();
+        let [(row_axis, rows), (col_axis, cols)] = along[..] else { unreachable!("the tile has two axes") };
+        if !(2..=5).contains(&rank) || col_axis + 1 != rank {
             return Err("its rows do not lie together in the tensor".into());
         }
-        let (rows, cols) = (shape[0], shape[1]);
         let swizzle = operand_swizzle(dtype, cols)?;
         if rows > MAX_BOX || !rows.is_multiple_of(8) {
             return Err(format!("a box has a multiple of 8 up to {MAX_BOX} rows, not {rows}"));
@@ -484,8 +511,8 @@ impl Finder<'_> {
             return Err("its place depends on more than scalars".into());
         }
         let mut tile = vec![1; rank];
-        tile[axes[0]] = rows as u32;
-        tile[axes[1]] = (swizzle.atom_bytes() * 8 / dtype.bits().max(8)) as u32;
+        tile[row_axis] = rows as u32;
+        tile[col_axis] = (swizzle.atom_bytes() * 8 / dtype.bits().max(8)) as u32;
         tile.reverse();
         Ok(Load {
             op,
@@ -494,12 +521,24 @@ impl Finder<'_> {
             buffer: dst.buffer,
             rows,
             cols,
+            turned: usize::from(src.axes[0].axis) == col_axis,
             swizzle,
             tile,
             shared: None,
             ring: 0,
             made: None,
         })
+    }
+
+    /// True if nothing but products in tf32 reads what a copy leaves in a tile.
+    fn only_rounded(&self, copy: Op, tile: Buffer) -> bool {
+        let mut only = true;
+        self.func.walk(self.func.body, &mut |op, d| match &d.kind {
+            OpKind::Gemm { precision: GemmPrecision::Tf32, .. } | OpKind::Alloc { .. } | OpKind::Layout { .. } => {}
+            kind if op != copy => kind.for_each_buffer(&mut |b| only &= b != tile),
+            _ => {}
+        });
+        only
     }
 
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
@@ -573,6 +612,19 @@ impl Finder<'_> {
         if ty.bits() == 8 && in_registers {
             return Err(format!("its {da} operand is in registers"));
         }
+        // The units would cut f32 off; tensor copies round it, for products in tf32 only.
+        if ty == WgmmaTy::TF32 && la.into_iter().chain([lb]).any(|l| loads[l].made.is_some()) {
+            return Err("an f32 operand is not copied from a tensor".into());
+        }
+        if in_registers && ty == WgmmaTy::TF32 {
+            if n < MIN_TF32_COLUMNS {
+                return Err(format!("{n} columns are not worth rounding an operand in registers"));
+            }
+            // The rounded operand changes when the fragment may, which waits for the product.
+            if self.uses(self.region, a.buffer) < 2 {
+                return Err("its first operand is the same in every iteration".into());
+            }
+        }
         // These units add 8-bit products with fewer digits than f32 has: a long sum belongs into another accumulator.
         if ty.bits() == 8 && split == Split::Tile {
             return Err(format!("its accumulator takes products of {da} from all iterations"));
@@ -599,8 +651,9 @@ impl Finder<'_> {
             return Err(format!("{columns} columns of a warpgroup are more than an instruction has"));
         }
         // Axes of a are (m, k), those of b (k, n): in order or swapped.
-        let major_a = if a.axes[0].axis == 0 { Major::K } else { Major::Mn };
-        let major_b = if b.axes[0].axis == 0 { Major::Mn } else { Major::K };
+        let turned = |load: Option<usize>| load.is_some_and(|l| loads[l].turned);
+        let major_a = if (a.axes[0].axis == 0) != turned(la) { Major::K } else { Major::Mn };
+        let major_b = if (b.axes[0].axis == 0) != turned(Some(lb)) { Major::Mn } else { Major::K };
         let operand = |mn: usize, major: Major, load: usize| {
             let l = &loads[load];
             let k = if major == Major::K { l.cols } else { l.rows };

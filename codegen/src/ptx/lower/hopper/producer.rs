@@ -173,7 +173,7 @@ impl Lowerer<'_> {
             let bytes = self.b.c32(bytes as i64);
             base = self.b.mad(Num::S32, rank, bytes, base);
         }
-        let row_axis = usize::from(src.axes[0].axis);
+        let row_axis = l.row_axis(src);
         let mut copies = Vec::new();
         for i in 0..my_boxes {
             let mut coords = Vals::new();

@@ -250,10 +250,10 @@ impl Lowerer<'_> {
         }
         // Read even where it is known, so that no descriptor is kept in registers from iteration to iteration.
         let slots: Vec<Val> = role.rings.at.iter().map(|at| self.b.get(at.slot)).collect();
-        let acc = self.accumulators(product)?;
+        let (a, acc) = (self.first_operand(product)?, self.accumulators(product)?);
         self.b.push(SimtOp::WgmmaFence {});
         let never = self.b.pred(false);
-        self.product(role, product, &acc, &slots, never)?;
+        self.product(role, product, &a, &acc, &slots, never)?;
         self.b.push(SimtOp::WgmmaCommit {});
         turn.started += 1;
         turn.flying.push((p, turn.started));
