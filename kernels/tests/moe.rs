@@ -359,3 +359,30 @@ fn starts_that_do_not_ascend_are_refused() -> Result<(), Any> {
     }
     Ok(())
 }
+
+#[test]
+fn groups_that_share_a_tile_are_refused() -> Result<(), Any> {
+    let (rows, width) = (32, 64);
+    let mut owners = vec![0; rows];
+    // The last row of the second tile.
+    owners[rows - 1] = 1;
+    for device in devices() {
+        let stream = device.stream();
+        let config = ProductConfig { bm: 16, bn: 64, bk: 32, stages: 2, threads: 128, ..ProductConfig::unscaled() };
+        let error = GroupedGemm::<bf16, bf16, f32, bf16>::new(config)
+            .launch(
+                &stream,
+                &DeviceTensor::zeros([rows, width])?,
+                &DeviceTensor::zeros([0, 0])?,
+                &DeviceTensor::zeros([2, 2 * width, width])?,
+                &DeviceTensor::zeros([0, 0, 0])?,
+                &DeviceTensor::from_slice([rows], &owners)?,
+                &mut DeviceTensor::zeros([rows, 2 * width])?,
+            )
+            .unwrap_err();
+        // A GPU prints what is wrong, and stops.
+        let wanted = if device.name() == "sim" { "trap executed" } else { "rows of two groups share a tile" };
+        assert!(error.to_string().contains(wanted), "{}: {error}", device.name());
+    }
+    Ok(())
+}
