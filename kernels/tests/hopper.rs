@@ -212,6 +212,60 @@ fn scaled_rows(
     t.copy(acc, c.at((by * 128, bx * 64)));
 }
 
+/// `C[i, j] = sum_k A[i, k] B[j, k] + sum W[i, k]` over the odd tiles of W: no product reads those of W.
+#[kernel(static_dims(n, k))]
+fn with_odd_tiles(
+    t: T,
+    #[dims(m, k)] a: &Tensor<bf16, 2>,
+    #[dims(n, k)] b: &Tensor<bf16, 2>,
+    #[dims(m, k)] w: &Tensor<bf16, 2>,
+    #[dims(m, n)] c: &mut Tensor<f32, 2>,
+) {
+    let [bx, by] = t.grid([c.dim(1).ceil_div(64usize), c.dim(0).ceil_div(64usize)], 128);
+    let (row, col) = (by * 64, bx * 64);
+    let tile = || t.shared::<bf16, 2>([64, 32]);
+    let (a_s, b_s, w_s) = (tile(), tile(), tile());
+    let (acc, odd, sums) = (t.fragment::<f32, 2>([64, 64]), t.fragment::<f32, 2>([64, 32]), t.fragment::<f32, 1>([64]));
+    t.clear(acc);
+    t.clear(odd);
+    for ko in t.pipelined(a.dim(1).ceil_div(32usize), 2) {
+        t.copy(a.at((row, ko * 32)), a_s);
+        t.copy(b.at((col, ko * 32)), b_s);
+        t.copy(w.at((row, ko * 32)), w_s);
+        t.gemm(a_s, b_s.t(), acc);
+        if ko % 2 == 1 {
+            for (i, j) in t.parallel((64, 32)) {
+                odd[(i, j)] += w_s[(i, j)].cast::<f32>();
+            }
+        }
+    }
+    t.reduce_sum(odd, sums, 1);
+    for (i, j) in t.parallel((64, 64)) {
+        acc[(i, j)] += sums[i];
+    }
+    t.copy(acc, c.at((row, col)));
+}
+
+#[test]
+fn tiles_that_the_work_alone_reads_are_given_back() {
+    let (m, n, k) = (70, 72, 232);
+    let mut inputs = Inputs::new(6);
+    let [a, w] = [(); 2].map(|()| inputs.normal(DType::BF16, &[m, k], 1.0).unwrap());
+    let b = inputs.normal(DType::BF16, &[n, k], 1.0).unwrap();
+    let kernel = WithOddTiles::new();
+    let result = |device: Device| {
+        let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
+        let args = [Arg::Read(&a), Arg::Read(&b), Arg::Read(&w), Arg::Write(&c)];
+        kernel.launch_args(&device.stream(), &args).expect("it runs");
+        c.to_f32_vec().unwrap()
+    };
+    let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
+    let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
+    assert!(found.ptx.contains("wgmma.mma_async"), "{:?}", found.explain);
+    let verdict = compare(&result(Device::sim()), &result(Device::interp()), Tolerance::CalcDiff(1e-10));
+    assert!(verdict.pass, "{verdict}");
+}
+
 #[test]
 fn f32_operands_in_registers_are_rounded_there() {
     let (m, n, k) = (150, 72, 100);

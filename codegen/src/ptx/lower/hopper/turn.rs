@@ -42,10 +42,18 @@ struct Turn {
 
 impl Turn {
     fn new(rings: usize) -> Turn {
-        let (arrived, done) = (vec![false; rings], vec![0; rings]);
-        let (fresh, borrowed) = (Vec::new(), Vec::new());
-        let flying = Vec::new();
-        Turn { started: 0, flying, carried: None, previous: None, arrived, done, waits: false, at: 0, fresh, borrowed }
+        Turn {
+            started: 0,
+            flying: Vec::new(),
+            carried: None,
+            previous: None,
+            arrived: vec![false; rings],
+            done: vec![0; rings],
+            waits: false,
+            at: 0,
+            fresh: Vec::new(),
+            borrowed: Vec::new(),
+        }
     }
 }
 
@@ -334,16 +342,18 @@ impl Lowerer<'_> {
         if read.iter().any(|t| turn.fresh.contains(t)) {
             self.show(role, turn);
         }
+        for ring in tiles.iter().map(|&t| plan.loads[t].ring) {
+            let streamed = plan.rings[ring].kind == RingKind::Streamed;
+            if streamed && !plan.is_read(ring) && !turn.borrowed.contains(&ring) {
+                // Whatever the op does with it: a slot is not given back before it has been filled.
+                self.await_slot(&role.rings, ring);
+                turn.borrowed.push(ring);
+            }
+        }
         let OpKind::If { cond, then_body, else_body } = &func.ops[op].kind else {
             self.with_tiles(role, turn, tiles, &mut |l| l.op(op))?;
-            let is_changed = |&t: &usize| plan.loads[t].made.is_none() && writes_within(func, op, plan.loads[t].buffer);
             turn.fresh.extend(filled);
-            for ring in tiles.iter().map(|&t| plan.loads[t].ring) {
-                let streamed = plan.rings[ring].kind == RingKind::Streamed;
-                if streamed && !plan.is_read(ring) && !turn.borrowed.contains(&ring) {
-                    turn.borrowed.push(ring);
-                }
-            }
+            let is_changed = |&t: &usize| plan.loads[t].made.is_none() && writes_within(func, op, plan.loads[t].buffer);
             if tiles.iter().any(is_changed) {
                 self.show(role, turn);
             }
@@ -410,7 +420,7 @@ impl Lowerer<'_> {
                 // The position is still that of the iteration before.
                 (slot, parity) = self.next(rings, load.ring, slot, parity);
             }
-            if rings.plan.rings[load.ring].kind == RingKind::Streamed {
+            if rings.plan.rings[load.ring].kind == RingKind::Streamed && !turn.borrowed.contains(&load.ring) {
                 let addr = self.barrier_at(rings, load.ring, slot, false);
                 self.b.push(SimtOp::MbarWait { addr, parity });
             }
