@@ -182,9 +182,15 @@ impl LibraryKernel for Entry {
                     case([0, 5, 16, 32], plain(F32), small),
                     case([2, 0, 64, 64], plain(F32), small),
                     case([2, 7, 64, 0], plain(BF16), small),
+                    case([3, 136, 256, 72], plain(F32), small),
                     case([7, 33, 24, 72], plain(F32), runs),
+                    case([7, 136, 256, 72], plain(F32), runs),
                     case([7, 33, 24, 72], plain(BF16), BatchSumConfig { spread: true, ..runs }),
+                    case([7, 136, 256, 72], plain(BF16), BatchSumConfig { spread: true, ..runs }),
+                    // The last block of a cluster has nothing to add up.
+                    case([1, 33, 24, 40], plain(BF16), BatchSumConfig { spread: true, ..runs }),
                     case([3, 33, 136, 160], fp8(E8M0, F32), scaled),
+                    case([3, 136, 256, 160], fp8(E8M0, F32), scaled),
                     case([2, 1, 72, 256], fp8(F32, BF16), scaled),
                 ]
             }

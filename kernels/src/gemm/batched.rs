@@ -224,9 +224,12 @@ impl LibraryKernel for Entry {
                     }
                 }
                 for cfg in both(scaled) {
-                    for (shape, sf, c) in
-                        [([1, 2, 136, 256], E8M0, BF16), ([33, 2, 72, 160], F32, F32), ([0, 1, 64, 128], F32, BF16)]
-                    {
+                    for (shape, sf, c) in [
+                        ([1, 2, 136, 256], E8M0, BF16),
+                        ([33, 2, 72, 160], F32, F32),
+                        ([136, 2, 256, 416], F32, F32),
+                        ([0, 1, 64, 128], F32, BF16),
+                    ] {
                         cases.push(case(shape, fp8(sf, c), cfg));
                     }
                 }
