@@ -40,6 +40,16 @@ fn snapshots() {
     assert!(stale.is_empty(), "snapshots differ; look at them with ZELLIGE_BLESS=1 and git diff: {stale:?}");
 }
 
+/// The way to a value must not be walked as often as there are ways to it.
+#[test]
+fn deep_searches_compile() {
+    let func = kernels::searches(40);
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        let kernel = compile(&func, &PtxOptions::new(arch)).unwrap_or_else(|e| panic!("{arch}: {e}"));
+        assert_eq!(kernel.ptx.contains("wgmma.mma_async"), arch == Arch::Sm90a, "{:?}", kernel.explain);
+    }
+}
+
 fn find_ptxas() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("ZELLIGE_PTXAS") {
         return Some(path.into());

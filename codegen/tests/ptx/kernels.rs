@@ -250,6 +250,72 @@ pub fn gemm(g: Gemm) -> Func {
     k.finish()
 }
 
+/// A binary search written out: each step's bounds are selected from those of the step before, so a result is reached from
+/// the last step along more ways than could be walked.
+fn search(k: &mut K, table: Buffer, key: Value, steps: usize) -> Value {
+    let two = k.b.index(2);
+    let (mut lo, mut hi) = (k.b.index(0), k.b.index(1 << 20));
+    for _ in 0..steps {
+        let sum = k.b.add(lo, hi);
+        let mid = k.b.binary(BinaryOp::Div, sum, two);
+        let x = k.b.load(table, &[mid]);
+        let below = k.b.cmp(CmpOp::Le, x, key);
+        (lo, hi) = (k.b.select(below, mid, lo), k.b.select(below, hi, mid));
+    }
+    lo
+}
+
+/// A product of rows that the block searches for, and elements that each thread searches for under conditions that are as
+/// deep.
+pub fn searches(steps: usize) -> Func {
+    let (bm, bn, bk) = (64, 64, 64);
+    let mut k = K::new("searches");
+    let (m, _) = k.dim("m");
+    let table = k.tensor("table", DType::I32, &[n(1 << 20)]);
+    let a = k.tensor("a", DType::BF16, &[m, n(4 * bk)]);
+    let b = k.tensor("b", DType::BF16, &[n(bn), n(4 * bk)]);
+    let c = k.output("c", DType::F32, &[n(8), n(bm), n(bn)]);
+    let found = k.output("found", DType::Index, &[n(8), n(128)]);
+    let eight = k.b.index(8);
+    let id = k.grid(&[eight], 128)[0];
+    let key = k.b.cast(id, DType::I32);
+    let row0 = search(&mut k, table, key, steps);
+    let (a_s, b_s) = (k.alloc(Scope::Shared, DType::BF16, &[bm, bk]), k.alloc(Scope::Shared, DType::BF16, &[bn, bk]));
+    let acc = k.alloc(Scope::Fragment, DType::F32, &[bm, bn]);
+    let zero = k.f32(0.0);
+    let acc_w = k.whole(acc);
+    k.line().append(OpKind::Fill { dst: acc_w.clone(), value: zero });
+    let (four, bk_v, none) = (k.b.index(4), k.b.index(bk as i64), k.b.index(0));
+    let ko = k.line().begin_for(LoopKind::Pipelined { stages: 2 }, &[four])[0];
+    let k0 = k.b.mul(ko, bk_v);
+    let (a_w, b_w) = (k.whole(a_s), k.whole(b_s));
+    let src = k.at(a, &[row0, k0], &[bm, bk]);
+    k.copy(src, a_w.clone());
+    let src = k.at(b, &[none, k0], &[bn, bk]);
+    k.copy(src, b_w.clone());
+    k.line().append(OpKind::Gemm { a: a_w, b: b_w.transposed(), acc: acc_w.clone(), precision: GemmPrecision::Exact });
+    k.end();
+    let ij = k.parallel(&[bm, bn]);
+    let v = k.b.load(acc, &ij);
+    k.b.store(c, &[id, ij[0], ij[1]], v);
+    k.end();
+    let i = k.parallel(&[128])[0];
+    let key = k.b.load(table, &[i]);
+    let at = search(&mut k, table, key, steps);
+    let (mut cond, even) = (k.b.cmp(CmpOp::Gt, i, id), k.b.cmp(CmpOp::Gt, key, key));
+    for step in 0..steps {
+        let step = k.b.index(step as i64);
+        let more = k.b.cmp(CmpOp::Ne, i, step);
+        let (x, y) = (k.b.binary(BinaryOp::And, cond, more), k.b.binary(BinaryOp::And, cond, even));
+        cond = k.b.binary(BinaryOp::Or, x, y);
+    }
+    k.b.begin_if(cond);
+    k.b.store(found, &[id, i], at);
+    k.end();
+    k.end();
+    k.finish()
+}
+
 /// One block of attention with an online softmax: two chained gemms, the first result feeding the second in registers.
 pub fn attention() -> Func {
     let (bq, bkv, d) = (64, 32, 64);

@@ -217,6 +217,11 @@ impl<'f> Lowerer<'f> {
     }
 
     fn set(&mut self, v: Value, lane: Option<usize>, s: Scalar) {
+        let s = match s {
+            // One that was in memory may be any number.
+            Scalar::Reg(r) if self.func.ty(v) == DType::Index => Scalar::Idx(Idx::new(r, i64::MIN, i64::MAX, 1)),
+            s => s,
+        };
         match lane {
             Some(l) => self.lanes[l][v.index()] = Some(s),
             None => self.env[v.index()] = Some(s),

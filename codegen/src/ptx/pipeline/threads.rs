@@ -12,6 +12,7 @@ use crate::ptx::simt::{
 };
 use std::rc::Rc;
 use zellige_ir::EntityId;
+use zellige_ir::hash::FastMap;
 use zellige_ir::layout::WARP;
 
 /// One number for each thread.
@@ -135,6 +136,8 @@ pub struct Threads<'k> {
     fixed: Vec<(Val, i64)>,
     /// Forms that may depend on them.
     passing: Vec<Val>,
+    /// The threads in which a predicate may hold in the present turn.
+    allowed: FastMap<Val, Option<Rc<[bool]>>>,
 }
 
 impl<'k> Threads<'k> {
@@ -147,7 +150,8 @@ impl<'k> Threads<'k> {
         });
         let n = k.vals.len();
         let (forms, uniform, depths) = (vec![None; n], vec![None; n], depths(k));
-        Threads { k, count, forms, uniform, indices, depths, fixed: Vec::new(), passing: Vec::new() }
+        let (fixed, passing, allowed) = (Vec::new(), Vec::new(), FastMap::default());
+        Threads { k, count, forms, uniform, indices, depths, fixed, passing, allowed }
     }
 
     /// Turns of a loop whose bounds are known.
@@ -162,6 +166,7 @@ impl<'k> Threads<'k> {
         for v in self.passing.drain(..) {
             self.forms[v.index()] = None;
         }
+        self.allowed.clear();
         self.fixed.clear();
         self.fixed.extend_from_slice(turn);
     }
@@ -180,17 +185,22 @@ impl<'k> Threads<'k> {
 
     /// The threads in which a predicate may hold; `None` if it may in all.
     pub fn possible(&mut self, cond: Val) -> Option<Rc<[bool]>> {
-        if let Some(SimtOp::Bin { op, num: Num::Pred, x, y, .. }) = self.k.def(cond) {
-            let (x, y) = (self.possible(*x), self.possible(*y));
-            return match (op, x, y) {
+        // Many accesses have one condition, and conditions share parts.
+        if let Some(known) = self.allowed.get(&cond) {
+            return known.clone();
+        }
+        let found = match self.k.def(cond) {
+            Some(SimtOp::Bin { op, num: Num::Pred, x, y, .. }) => match (op, self.possible(*x), self.possible(*y)) {
                 (Bin::And, x, None) => x,
                 (Bin::And, None, y) => y,
                 (Bin::And, Some(x), Some(y)) => Some(x.iter().zip(&*y).map(|(&a, &b)| a && b).collect()),
                 (Bin::Or, Some(x), Some(y)) => Some(x.iter().zip(&*y).map(|(&a, &b)| a || b).collect()),
                 _ => None,
-            };
-        }
-        self.certain(cond, true)
+            },
+            _ => self.certain(cond, true),
+        };
+        self.allowed.insert(cond, found.clone());
+        found
     }
 
     /// The threads in which a predicate has a value, if that is known of all threads.

@@ -10,6 +10,7 @@ use super::runs::Runs;
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
 use crate::ptx::target::{Arch, Target};
+use zellige_ir::hash::FastSet;
 use zellige_ir::layout::instances::Swizzle;
 use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
 use zellige_ir::layout::{FragmentLayout, LayoutError};
@@ -544,16 +545,21 @@ impl Finder<'_> {
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
     pub(super) fn is_ahead(&self, v: Value) -> bool {
         let func = self.func;
-        let ValueDef::Op(op) = func.values[v].def else { return true };
-        if op == self.loop_op {
-            return true;
+        let (mut seen, mut open) = (FastSet::default(), vec![v]);
+        while let Some(v) = open.pop() {
+            let ValueDef::Op(op) = func.values[v].def else { continue };
+            if op == self.loop_op || !seen.insert(v) {
+                continue;
+            }
+            let mut regions = self.path.iter().chain([&func.prelude, &self.region]);
+            let kind = &func.ops[op].kind;
+            let may_run = kind.effect() == Effect::Pure || loads_constant(func, kind);
+            if !may_run || !regions.any(|&r| func.regions[r].ops.contains(&op)) {
+                return false;
+            }
+            kind.for_each_use(&mut |u| open.push(u));
         }
-        let regions = self.path.iter().chain([&func.prelude, &self.region]);
-        let here = regions.into_iter().any(|&r| func.regions[r].ops.contains(&op));
-        let kind = &func.ops[op].kind;
-        let mut ahead = here && (kind.effect() == Effect::Pure || loads_constant(func, kind));
-        kind.for_each_use(&mut |u| ahead = ahead && self.is_ahead(u));
-        ahead
+        true
     }
 
     /// How often ops outside of the loop name a buffer.
