@@ -27,7 +27,8 @@ struct Info {
 /// Values that were added to the function later are answered with what their type says.
 #[derive(Clone, Debug)]
 pub struct Ranges {
-    info: Vec<Info>,
+    /// `None` for values of which their type says everything there is to know, as most of a kernel are.
+    info: Vec<Option<Info>>,
 }
 
 /// The values of a type, as far as they are tracked.
@@ -74,33 +75,34 @@ impl Ranges {
     pub fn new(func: &Func) -> Ranges {
         let mut ranges = Ranges { info: Vec::with_capacity(func.values.len()) };
         for (v, data) in func.values.iter() {
+            if !is_tracked(data.ty) && data.ty != DType::Bool {
+                ranges.info.push(None);
+                continue;
+            }
             let mut info = Info { range: type_range(data.ty), multiple: 1, form: Affine::value(v) };
             match data.def {
-                ValueDef::Const(c) if is_tracked(data.ty) || data.ty == DType::Bool => {
-                    info = Info::constant(c.as_i64());
-                }
+                ValueDef::Const(c) => info = Info::constant(c.as_i64()),
                 ValueDef::Dim(_) => info.range = Interval::new(0, MAX_EXTENT),
-                ValueDef::Const(_)
-                | ValueDef::Param(_)
-                | ValueDef::BlockId(_)
-                | ValueDef::Op(_)
-                | ValueDef::Pending => {}
+                ValueDef::Param(_) | ValueDef::BlockId(_) | ValueDef::Op(_) | ValueDef::Pending => {}
             }
-            ranges.info.push(info);
+            ranges.info.push(Some(info));
         }
         for cond in promises(func) {
             ranges.narrow(func, cond);
         }
         ranges.region(func, func.prelude);
         for (&id, &extent) in func.block_ids.iter().zip(&func.grid) {
-            ranges.info[id.index()].range = Interval::new(0, ranges.range(extent).hi.saturating_sub(1));
+            let range = Interval::new(0, ranges.range(extent).hi.saturating_sub(1));
+            if let Some(info) = &mut ranges.info[id.index()] {
+                info.range = range;
+            }
         }
         ranges.region(func, func.body);
         ranges
     }
 
     fn get(&self, v: Value) -> Option<&Info> {
-        self.info.get(v.index())
+        self.info.get(v.index())?.as_ref()
     }
 
     /// Contains the value whenever it is computed.
@@ -249,7 +251,7 @@ impl Ranges {
                     CmpOp::Gt => Interval::at_least(c.saturating_add(1)),
                     CmpOp::Ge => Interval::at_least(c),
                 };
-                let info = &mut self.info[x.index()];
+                let Some(info) = &mut self.info[x.index()] else { return };
                 info.range = info.range.intersect(range);
                 if let Some(p) = info.range.as_point() {
                     *info = Info::constant(p);
@@ -261,7 +263,7 @@ impl Ranges {
                     && let ValueDef::Dim(_) | ValueDef::Param(_) = func.values[x].def
                     && let Some(n) = func.as_const(y).map(|n| n.as_i64()).filter(|n| *n > 0)
                 {
-                    let info = &mut self.info[x.index()];
+                    let Some(info) = &mut self.info[x.index()] else { return };
                     // The least common multiple; the old divisor if it does not fit.
                     info.multiple = (info.multiple / gcd(info.multiple, n)).checked_mul(n).unwrap_or(info.multiple);
                 }
@@ -344,7 +346,7 @@ impl Ranges {
         } else {
             info.multiple = 0;
         }
-        self.info[out.index()] = info;
+        self.info[out.index()] = Some(info);
     }
 
     /// One of two values.

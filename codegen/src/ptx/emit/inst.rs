@@ -4,6 +4,7 @@ use super::{ARENA, Emitter, local_name};
 use crate::ptx::simt::{
     Addr, AtomOp, Bin, Cmp, MemTy, Num, ObjKind, Packed, Roles, Round, ShflMode, SimtOp, Ty, Un, Val, VoteMode,
 };
+use smallvec::SmallVec;
 use zellige_ir::EntityId;
 
 /// Named barrier of the threads that run the kernel where others feed them.
@@ -14,12 +15,14 @@ fn bit_type(num: Num) -> &'static str {
     num.ty().name()
 }
 
-/// Parts of an opcode with dots between them.
-fn dotted(parts: &[&str]) -> String {
-    parts.join(".")
+/// Parts of an opcode, which dots stand between.
+type Opcode = SmallVec<[&'static str; 3]>;
+
+fn dotted(parts: &[&'static str]) -> Opcode {
+    parts.into()
 }
 
-fn un_name(op: Un, num: Num) -> String {
+fn un_name(op: Un, num: Num) -> Opcode {
     match op {
         Un::Not => dotted(&["not", bit_type(num)]),
         Un::Popc | Un::Clz => dotted(&[op.name(), bit_type(num)]),
@@ -34,7 +37,7 @@ fn un_name(op: Un, num: Num) -> String {
     }
 }
 
-fn bin_name(op: Bin, num: Num) -> String {
+fn bin_name(op: Bin, num: Num) -> Opcode {
     match op {
         Bin::Add | Bin::Sub if num.is_float() => dotted(&[op.name(), "rn", num.name()]),
         Bin::Mul if num.is_float() => dotted(&["mul.rn", num.name()]),
@@ -58,7 +61,7 @@ fn arith(num: Num) -> &'static str {
     }
 }
 
-fn setp_name(op: Cmp, num: Num) -> String {
+fn setp_name(op: Cmp, num: Num) -> Opcode {
     let ty = match (num, op) {
         (Num::B32 | Num::B64 | Num::B16, _) => num.name(),
         _ => arith(num),
@@ -103,9 +106,12 @@ impl Emitter<'_> {
         vals.iter().map(|&v| self.reg(v)).collect()
     }
 
-    fn set_to(&mut self, name: &str, out: Val, operands: &[Val]) {
+    fn set_to(&mut self, opcode: &[&str], out: Val, operands: &[Val]) {
         self.indent();
-        self.out.push_str(name);
+        for (i, part) in opcode.iter().enumerate() {
+            self.out.push_str(if i == 0 { "" } else { "." });
+            self.out.push_str(part);
+        }
         self.out.push(' ');
         self.write_opnd(out);
         for &v in operands {
@@ -121,17 +127,17 @@ impl Emitter<'_> {
             SimtOp::Get { out, var } => {
                 if !self.names.is_alias(out.0) {
                     let var = self.names.var(k, *var);
-                    self.line(&format!("mov.{} {}, {var};", k.ty(out.0), self.opnd(out.0)));
+                    self.write_line(format_args!("mov.{} {}, {var};", k.ty(out.0), self.opnd(out.0)));
                 }
             }
             SimtOp::Set { var, x } => {
                 let (var, ty) = (self.names.var(k, *var), k.ty(*x));
                 let x = if ty == Ty::Pred { self.reg(*x) } else { self.opnd(*x) };
                 if x != var {
-                    self.line(&format!("mov.{ty} {var}, {x};"));
+                    self.write_line(format_args!("mov.{ty} {var}, {x};"));
                 }
             }
-            SimtOp::Special { out, reg } => self.line(&format!("mov.u32 {}, {reg};", self.opnd(out.0))),
+            SimtOp::Special { out, reg } => self.write_line(format_args!("mov.u32 {}, {reg};", self.opnd(out.0))),
             SimtOp::Param { out, slot } => {
                 let (name, bytes) = (self.param_name(*slot as usize), k.params[*slot as usize].bytes());
                 let ty = match (k.ty(out.0), bytes) {
@@ -139,7 +145,7 @@ impl Emitter<'_> {
                     (Ty::B32, 2) => "u16".to_string(),
                     (ty, _) => ty.to_string(),
                 };
-                self.line(&format!("ld.param.{ty} {}, [{name}];", self.opnd(out.0)));
+                self.write_line(format_args!("ld.param.{ty} {}, [{name}];", self.opnd(out.0)));
             }
             SimtOp::SharedAddr { out, obj } => {
                 let at = match k.objs[*obj].kind {
@@ -147,32 +153,40 @@ impl Emitter<'_> {
                     ObjKind::Global { .. } | ObjKind::Local { .. } => 0,
                 };
                 let at = if at == 0 { String::new() } else { format!("+{at}") };
-                self.line(&format!("mov.u32 {}, {ARENA}{at};", self.opnd(out.0)));
+                self.write_line(format_args!("mov.u32 {}, {ARENA}{at};", self.opnd(out.0)));
             }
             SimtOp::LocalAddr { out, obj } => {
-                self.line(&format!("mov.u32 {}, {};", self.opnd(out.0), local_name(obj.index())));
+                self.write_line(format_args!("mov.u32 {}, {};", self.opnd(out.0), local_name(obj.index())));
             }
             SimtOp::Un { out, op, num, x } => self.set_to(&un_name(*op, *num), out.0, &[*x]),
             SimtOp::Bin { out, op, num, x, y } => {
                 if num.ty() == Ty::Pred {
                     let operands = self.regs(&[*x, *y]);
-                    self.line(&format!("{op}.pred {}, {};", self.opnd(out.0), operands.join(", ")));
+                    self.write_line(format_args!("{op}.pred {}, {};", self.opnd(out.0), operands.join(", ")));
                 } else {
                     self.set_to(&bin_name(*op, *num), out.0, &[*x, *y]);
                 }
             }
             SimtOp::Mad { out, num, x, y, z } => {
-                let name = if num.is_float() { format!("fma.rn.{num}") } else { format!("mad.lo.{}", arith(*num)) };
-                self.set_to(&name, out.0, &[*x, *y, *z]);
+                let opcode = if num.is_float() { ["fma.rn", num.name()] } else { ["mad.lo", arith(*num)] };
+                self.set_to(&opcode, out.0, &[*x, *y, *z]);
             }
             SimtOp::MadWide { out, num, x, y, z } => {
-                self.set_to(&format!("mad.wide.{}", arith(*num)), out.0, &[*x, *y, *z]);
+                self.set_to(&["mad.wide", arith(*num)], out.0, &[*x, *y, *z]);
             }
             SimtOp::Setp { out, op, num, x, y } => self.set_to(&setp_name(*op, *num), out.0, &[*x, *y]),
             SimtOp::Selp { out, cond, x, y } => {
                 let p = self.reg(*cond);
-                let (x_text, y_text) = (self.opnd(*x), self.opnd(*y));
-                self.line(&format!("selp.{} {}, {x_text}, {y_text}, {p};", k.ty(*x), self.opnd(out.0)));
+                self.indent();
+                self.out.push_str("selp.");
+                self.out.push_str(k.ty(*x).name());
+                for (before, v) in [(" ", out.0), (", ", *x), (", ", *y)] {
+                    self.out.push_str(before);
+                    self.write_opnd(v);
+                }
+                self.out.push_str(", ");
+                self.out.push_str(&p);
+                self.out.push_str(";\n");
             }
             SimtOp::Cvt { out, to, from, round, x } => {
                 let x = self.reg(*x);
@@ -180,49 +194,49 @@ impl Emitter<'_> {
                     Round::Exact => String::new(),
                     r => format!(".{r}"),
                 };
-                self.line(&format!("cvt{round}.{to}.{from} {}, {x};", self.opnd(out.0)));
+                self.write_line(format_args!("cvt{round}.{to}.{from} {}, {x};", self.opnd(out.0)));
             }
             SimtOp::CvtPack { out, to, hi, lo } => {
                 let operands = self.regs(&[*hi, *lo]);
                 let sat = if matches!(to, Packed::E4M3x2 | Packed::E5M2x2) { ".satfinite" } else { "" };
-                self.line(&format!("cvt.rn{sat}.{to}.f32 {}, {};", self.opnd(out.0), operands.join(", ")));
+                self.write_line(format_args!("cvt.rn{sat}.{to}.f32 {}, {};", self.opnd(out.0), operands.join(", ")));
             }
             SimtOp::CvtUnpack { out, from, x } => {
                 let x = self.reg(*x);
-                self.line(&format!("cvt.rn.f16x2.{from} {}, {x};", self.opnd(out.0)));
+                self.write_line(format_args!("cvt.rn.f16x2.{from} {}, {x};", self.opnd(out.0)));
             }
             SimtOp::CvtTf32 { out, x } => {
                 let x = self.reg(*x);
-                self.line(&format!("cvt.rna.tf32.f32 {}, {x};", self.opnd(out.0)));
+                self.write_line(format_args!("cvt.rna.tf32.f32 {}, {x};", self.opnd(out.0)));
             }
             SimtOp::Bits { out, x } => {
                 let x_text = self.reg(*x);
-                self.line(&format!("mov.b{} {}, {x_text};", k.ty(*x).bits(), self.opnd(out.0)));
+                self.write_line(format_args!("mov.b{} {}, {x_text};", k.ty(*x).bits(), self.opnd(out.0)));
             }
             SimtOp::Pack { out, lo, hi } => {
                 let halves = self.regs(&[*lo, *hi]);
-                self.line(&format!("mov.b{} {}, {};", k.ty(out.0).bits(), self.opnd(out.0), braces(&halves)));
+                self.write_line(format_args!("mov.b{} {}, {};", k.ty(out.0).bits(), self.opnd(out.0), braces(&halves)));
             }
             SimtOp::Unpack { lo, hi, x } => {
                 let x_text = self.reg(*x);
                 let halves = [self.opnd(lo.0), self.opnd(hi.0)];
-                self.line(&format!("mov.b{} {}, {x_text};", k.ty(*x).bits(), braces(&halves)));
+                self.write_line(format_args!("mov.b{} {}, {x_text};", k.ty(*x).bits(), braces(&halves)));
             }
             SimtOp::Prmt { out, x, y, sel } => {
                 let (x, y) = (self.opnd(*x), self.opnd(*y));
-                self.line(&format!("prmt.b32 {}, {x}, {y}, 0x{sel:04x};", self.opnd(out.0)));
+                self.write_line(format_args!("prmt.b32 {}, {x}, {y}, 0x{sel:04x};", self.opnd(out.0)));
             }
             SimtOp::PrmtBy { out, x, y, sel } => {
                 let (x, y, sel) = (self.opnd(*x), self.opnd(*y), self.opnd(*sel));
-                self.line(&format!("prmt.b32 {}, {x}, {y}, {sel};", self.opnd(out.0)));
+                self.write_line(format_args!("prmt.b32 {}, {x}, {y}, {sel};", self.opnd(out.0)));
             }
             SimtOp::Bfe { out, x, pos, len } => {
                 let x = self.opnd(*x);
-                self.line(&format!("bfe.u32 {}, {x}, {pos}, {len};", self.opnd(out.0)));
+                self.write_line(format_args!("bfe.u32 {}, {x}, {pos}, {len};", self.opnd(out.0)));
             }
             SimtOp::Bfi { out, x, y, pos, len } => {
                 let (x, y) = (self.opnd(*x), self.opnd(*y));
-                self.line(&format!("bfi.b32 {}, {x}, {y}, {pos}, {len};", self.opnd(out.0)));
+                self.write_line(format_args!("bfi.b32 {}, {x}, {y}, {pos}, {len};", self.opnd(out.0)));
             }
             SimtOp::Ld { outs, space, mem, cache, addr, guard } => {
                 let regs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
@@ -230,14 +244,14 @@ impl Emitter<'_> {
                 if guard.is_some() {
                     for (r, d) in regs.iter().zip(outs) {
                         let ty = k.ty(d.0);
-                        self.line(&format!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
+                        self.write_line(format_args!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
                     }
                 }
                 let cache = match cache.name() {
                     "" => String::new(),
                     c => format!(".{c}"),
                 };
-                self.line(&format!(
+                self.write_line(format_args!(
                     "{guard_text}ld.{space}{cache}{}.{mem} {}, {addr};",
                     vector(outs.len()),
                     braces(&regs)
@@ -247,21 +261,25 @@ impl Emitter<'_> {
                 let regs = self.regs(vals);
                 let (addr, guard) = (self.addr(addr), self.guard(*guard));
                 let mem = if *mem == MemTy::S8 { MemTy::U8 } else { *mem };
-                self.line(&format!("{guard}st.{space}{}.{mem} {addr}, {};", vector(vals.len()), braces(&regs)));
+                self.write_line(format_args!(
+                    "{guard}st.{space}{}.{mem} {addr}, {};",
+                    vector(vals.len()),
+                    braces(&regs)
+                ));
             }
             SimtOp::CpAsync { dst, src, bytes, size, guard } => {
                 let (dst, src, guard) = (self.addr(dst), self.addr(src), self.guard(*guard));
                 let path = if *bytes == 16 { "cg" } else { "ca" };
                 let size = size.map_or(String::new(), |s| format!(", {}", self.opnd(s)));
-                self.line(&format!("{guard}cp.async.{path}.shared.global {dst}, {src}, {bytes}{size};"));
+                self.write_line(format_args!("{guard}cp.async.{path}.shared.global {dst}, {src}, {bytes}{size};"));
             }
             SimtOp::CpAsyncCommit {} => self.line("cp.async.commit_group;"),
-            SimtOp::CpAsyncWait { pending } => self.line(&format!("cp.async.wait_group {pending};")),
+            SimtOp::CpAsyncWait { pending } => self.write_line(format_args!("cp.async.wait_group {pending};")),
             SimtOp::LdMatrix { outs, trans, addr } => {
                 let regs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
                 let addr = self.addr(addr);
                 let trans = if *trans { ".trans" } else { "" };
-                self.line(&format!(
+                self.write_line(format_args!(
                     "ldmatrix.sync.aligned.m8n8.x{}{trans}.shared.b16 {{{}}}, {addr};",
                     outs.len(),
                     regs.join(", ")
@@ -271,7 +289,7 @@ impl Emitter<'_> {
                 let outs: Vec<String> = outs.iter().map(|d| self.opnd(d.0)).collect();
                 let parts: Vec<String> =
                     [a, b, c].into_iter().map(|v| format!("{{{}}}", self.regs(v).join(", "))).collect();
-                self.line(&format!("mma.sync.aligned.{kind} {{{}}}, {};", outs.join(", "), parts.join(", ")));
+                self.write_line(format_args!("mma.sync.aligned.{kind} {{{}}}, {};", outs.join(", "), parts.join(", ")));
             }
             SimtOp::Shfl { out, mode, x, lane, clamp } => {
                 let x = self.reg(*x);
@@ -279,12 +297,12 @@ impl Emitter<'_> {
                 let mode = match mode {
                     ShflMode::Bfly | ShflMode::Up | ShflMode::Down | ShflMode::Idx => mode.name(),
                 };
-                self.line(&format!("shfl.sync.{mode}.b32 {}, {x}, {lane}, {clamp}, -1;", self.opnd(out.0)));
+                self.write_line(format_args!("shfl.sync.{mode}.b32 {}, {x}, {lane}, {clamp}, -1;", self.opnd(out.0)));
             }
             SimtOp::Vote { out, mode, x } => {
                 let x = self.reg(*x);
                 let ty = if *mode == VoteMode::Ballot { "b32" } else { "pred" };
-                self.line(&format!("vote.sync.{mode}.{ty} {}, {x}, -1;", self.opnd(out.0)));
+                self.write_line(format_args!("vote.sync.{mode}.{ty} {}, {x}, -1;", self.opnd(out.0)));
             }
             SimtOp::Atom { out, op, num, space, addr, x, guard } => {
                 let (addr, x, guard) = (self.addr(addr), self.reg(*x), self.guard(*guard));
@@ -299,25 +317,27 @@ impl Emitter<'_> {
                         let r = self.opnd(out.0);
                         if !guard.is_empty() {
                             let ty = k.ty(out.0);
-                            self.line(&format!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
+                            self.write_line(format_args!("mov.{ty} {r}, {};", super::immediate(ty, 0)));
                         }
-                        self.line(&format!("{guard}atom.{space}.{op}.{ty} {r}, {addr}, {x};"));
+                        self.write_line(format_args!("{guard}atom.{space}.{op}.{ty} {r}, {addr}, {x};"));
                     }
-                    None => self.line(&format!("{guard}red.{space}.{op}.{ty} {addr}, {x};")),
+                    None => self.write_line(format_args!("{guard}red.{space}.{op}.{ty} {addr}, {x};")),
                 }
             }
-            SimtOp::Phase { id } => self.line(&format!("// phase: {}", k.phases[*id].what)),
+            SimtOp::Phase { id } => self.write_line(format_args!("// phase: {}", k.phases[*id].what)),
             SimtOp::Bar {} => match k.roles {
                 Roles::Uniform => self.line("bar.sync 0;"),
-                Roles::Specialised { consumers } => self.line(&format!("bar.sync {CONSUMER_BARRIER}, {consumers};")),
+                Roles::Specialised { consumers } => {
+                    self.write_line(format_args!("bar.sync {CONSUMER_BARRIER}, {consumers};"))
+                }
             },
             SimtOp::BarPart { id, threads } => {
                 let id = self.opnd(*id);
-                self.line(&format!("bar.sync {id}, {threads};"));
+                self.write_line(format_args!("bar.sync {id}, {threads};"));
             }
             SimtOp::BarArrive { id, threads } => {
                 let id = self.opnd(*id);
-                self.line(&format!("bar.arrive {id}, {threads};"));
+                self.write_line(format_args!("bar.arrive {id}, {threads};"));
             }
             SimtOp::ParamAddr { .. }
             | SimtOp::MapPrefetch { .. }

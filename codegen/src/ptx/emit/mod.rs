@@ -11,7 +11,7 @@ mod print;
 use crate::ptx::simt::{Block, Kernel, ObjKind, ParamSlot, Roles, SimtOp, Ty, Val, ValDef};
 use crate::ptx::target::Target;
 use names::Names;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use zellige_ir::EntityId;
 
 /// Name of the dynamic shared memory arena.
@@ -20,13 +20,16 @@ const ARENA: &str = "zellige_smem";
 /// Alignment of the arena: what the widest swizzle atom needs.
 const ARENA_ALIGN: u32 = 1024;
 
+/// Bytes that a line of the body usually takes.
+const LINE: usize = 40;
+
 /// The module's text. `line_info` adds `.file` and `.loc` for profilers and debuggers.
 pub fn emit(k: &Kernel, target: Target, line_info: bool) -> String {
     let mut e = Emitter {
         k,
         target,
         names: Names::new(k),
-        out: String::new(),
+        out: String::with_capacity(LINE * k.insts.len()),
         depth: 1,
         labels: 0,
         span: u32::MAX,
@@ -74,6 +77,13 @@ impl Emitter<'_> {
 
     fn indent(&mut self) {
         (0..self.depth).for_each(|_| self.out.push_str("    "));
+    }
+
+    /// [`line`](Self::line) from parts.
+    fn write_line(&mut self, text: fmt::Arguments<'_>) {
+        self.indent();
+        let _ = self.out.write_fmt(text);
+        self.out.push('\n');
     }
 
     fn label(&mut self) -> String {

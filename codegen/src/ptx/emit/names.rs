@@ -58,8 +58,8 @@ impl Names {
             let n = names.fresh(ty);
             names.of_var.push(n);
         }
-        let mut find =
-            Aliases { k, names: &mut names, last_use: FastMap::default(), at: Vec::new(), open: FastMap::default() };
+        let n = k.vals.len();
+        let mut find = Aliases { k, names: &mut names, last_use: vec![None; n], at: Vec::new(), open: vec![None; n] };
         find.block(k.body);
         k.walk(k.body, &mut |_, data| {
             data.op.defs(&mut |v| {
@@ -125,11 +125,11 @@ struct Aliases<'a> {
     k: &'a Kernel,
     names: &'a mut Names,
     /// Position in its own block of the op that uses the value last (directly or in a nested block).
-    last_use: FastMap<Val, usize>,
+    last_use: Vec<Option<usize>>,
     /// For each enclosing block, the position being visited.
     at: Vec<usize>,
     /// Results of `get`s in the enclosing blocks, with the block's depth.
-    open: FastMap<Val, usize>,
+    open: Vec<Option<usize>>,
 }
 
 impl Aliases<'_> {
@@ -142,14 +142,14 @@ impl Aliases<'_> {
             self.at[depth] = at;
             let op = &self.k.insts[inst].op;
             op.uses(&mut |v| {
-                if let Some(&d) = self.open.get(&v) {
-                    self.last_use.insert(v, self.at[d]);
+                if let Some(d) = self.open[v.index()] {
+                    self.last_use[v.index()] = Some(self.at[d]);
                 }
             });
             match op {
                 SimtOp::Get { out, var } => {
                     gets.push((at, out.0, *var));
-                    self.open.insert(out.0, depth);
+                    self.open[out.0.index()] = Some(depth);
                 }
                 _ => op.written_vars().iter().for_each(|&var| sets.entry(var).or_default().push(at)),
             }
@@ -162,8 +162,8 @@ impl Aliases<'_> {
         }
         self.at.pop();
         for (at, val, var) in gets {
-            self.open.remove(&val);
-            let Some(&last) = self.last_use.get(&val) else { continue };
+            self.open[val.index()] = None;
+            let Some(last) = self.last_use[val.index()] else { continue };
             let positions = sets.get(&var).map_or(&[][..], Vec::as_slice);
             let next_set = positions.partition_point(|&p| p <= at);
             // A `set` at the last use itself reads its operand first; a nested one may not.

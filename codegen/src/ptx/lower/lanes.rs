@@ -33,6 +33,35 @@ pub struct Lanes {
     pub in_place: Rc<Vec<Buffer>>,
 }
 
+/// The scalars of one iteration. A table over all values, which the next loop uses again: most loops compute few of them.
+#[derive(Clone, Debug)]
+pub struct LaneScalars {
+    by_value: Vec<Option<Scalar>>,
+    known: Vec<Value>,
+}
+
+impl LaneScalars {
+    pub fn new(values: usize) -> LaneScalars {
+        LaneScalars { by_value: vec![None; values], known: Vec::new() }
+    }
+
+    pub fn get(&self, v: Value) -> Option<Scalar> {
+        self.by_value[v.index()]
+    }
+
+    pub fn set(&mut self, v: Value, s: Scalar) {
+        if self.by_value[v.index()].replace(s).is_none() {
+            self.known.push(v);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        for v in self.known.drain(..) {
+            self.by_value[v.index()] = None;
+        }
+    }
+}
+
 impl Lanes {
     pub fn new(live: Vec<Option<Val>>, primary: Option<Val>, in_place: Rc<Vec<Buffer>>) -> Lanes {
         let cond = vec![None; live.len()];

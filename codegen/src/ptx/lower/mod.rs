@@ -99,6 +99,7 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
         b,
         env: vec![None; func.values.len()],
         lanes: Vec::new(),
+        spare_lanes: Vec::new(),
         places: func.buffers.ids().map(|_| None).collect(),
         layouts,
         tid,
@@ -135,7 +136,9 @@ struct Lowerer<'f> {
     /// Scalars that all threads agree on.
     env: Vec<Option<Scalar>>,
     /// Scalars of the iterations of a parallel loop that are being lowered side by side.
-    lanes: Vec<Vec<Option<Scalar>>>,
+    lanes: Vec<lanes::LaneScalars>,
+    /// Empty ones, for the next loop.
+    spare_lanes: Vec<lanes::LaneScalars>,
     places: Vec<Option<Place>>,
     layouts: infer::Layouts,
     tid: Idx,
@@ -178,7 +181,7 @@ impl<'f> Lowerer<'f> {
 
     /// A scalar; `lane` picks the iteration inside a parallel loop.
     fn scalar(&mut self, op: Op, v: Value, lane: Option<usize>) -> Result<Scalar> {
-        let in_lane = lane.and_then(|l| self.lanes[l][v.index()]);
+        let in_lane = lane.and_then(|l| self.lanes[l].get(v));
         if let Some(s) = in_lane.or(self.env[v.index()]) {
             return Ok(s);
         }
@@ -223,7 +226,7 @@ impl<'f> Lowerer<'f> {
             s => s,
         };
         match lane {
-            Some(l) => self.lanes[l][v.index()] = Some(s),
+            Some(l) => self.lanes[l].set(v, s),
             None => self.env[v.index()] = Some(s),
         }
     }

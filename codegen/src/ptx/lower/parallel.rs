@@ -7,7 +7,7 @@ use super::accesses::{self, Access, Form};
 use super::dist::Dist;
 use super::index::{self, Idx};
 use super::infer::{self, ParallelLoop};
-use super::lanes::Lanes;
+use super::lanes::{LaneScalars, Lanes};
 use super::place::Place;
 use super::value::Scalar;
 use super::view::Coords;
@@ -166,15 +166,19 @@ impl Lowerer<'_> {
 
     /// Lowers the iterations at `coords`.
     fn lanes_of(&mut self, op: Op, indices: &[Value], coords: &[Coords], lanes: Lanes, body: Region) -> Result {
-        let outer = std::mem::replace(&mut self.lanes, vec![vec![None; self.func.values.len()]; coords.len()]);
+        let count = self.func.values.len();
+        let own = coords.iter().map(|_| self.spare_lanes.pop().unwrap_or_else(|| LaneScalars::new(count))).collect();
+        let outer = std::mem::replace(&mut self.lanes, own);
         for (lane, c) in coords.iter().enumerate() {
             for (&v, &x) in indices.iter().zip(c) {
                 // A live iteration's index is below its bound, whatever the layout's padding.
-                self.lanes[lane][v.index()] = Some(Scalar::Idx(x));
+                self.lanes[lane].set(v, Scalar::Idx(x));
             }
         }
         let r = self.lanes_body(op, body, lanes);
-        self.lanes = outer;
+        let mut own = std::mem::replace(&mut self.lanes, outer);
+        own.iter_mut().for_each(LaneScalars::clear);
+        self.spare_lanes.append(&mut own);
         r
     }
 

@@ -9,7 +9,7 @@ use crate::ptx::simt::{
     Addr, Block, Cache, Def, Effect, Fields, Inst, InstData, Kernel, MemTy, Obj, SimtOp, Space, Ty, Val, ValDef, Vals,
 };
 use smallvec::{SmallVec, smallvec};
-use std::collections::HashMap;
+use zellige_ir::hash::FastMap;
 
 /// The widest access.
 const WIDEST: i64 = 16;
@@ -35,13 +35,13 @@ struct Group {
 }
 
 /// What stands at a position of a block afterwards; what is not named stays.
-type Edits = HashMap<usize, Vec<SimtOp>>;
+type Edits = FastMap<usize, Vec<SimtOp>>;
 
 /// Joins accesses everywhere in the kernel.
 pub fn run(k: &mut Kernel) {
     for block in k.blocks.ids().collect::<Vec<_>>() {
         let groups = groups(k, block);
-        let mut edits = Edits::new();
+        let mut edits = Edits::default();
         for group in groups {
             join(k, group, &mut edits);
         }
@@ -108,10 +108,8 @@ fn groups(k: &Kernel, block: Block) -> Vec<Group> {
 }
 
 /// Moves the groups that `ends` names to the closed ones.
-fn close(open: &mut Vec<Group>, closed: &mut Vec<Group>, ends: impl Fn(&Group) -> bool) {
-    let (ended, rest) = std::mem::take(open).into_iter().partition(ends);
-    *open = rest;
-    closed.extend::<Vec<Group>>(ended);
+fn close(open: &mut Vec<Group>, closed: &mut Vec<Group>, mut ends: impl FnMut(&Group) -> bool) {
+    closed.extend(open.extract_if(.., |g| ends(g)));
 }
 
 /// May an access touch bytes of a group's? Places with one base register are apart if their offsets are.

@@ -10,6 +10,8 @@ use super::op::{
 };
 use super::ty::{Num, Space, Ty};
 use smallvec::SmallVec;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 use zellige_ir::hash::FastMap;
 use zellige_ir::{EntityId, Span};
 
@@ -23,8 +25,8 @@ pub struct Builder {
     pub kernel: Kernel,
     /// Open blocks, outermost first.
     scopes: Vec<Scope>,
-    /// Visible results of pure ops, by the op with its results blanked.
-    known: FastMap<SimtOp, SmallVec<[Val; 2]>>,
+    /// Visible pure ops, by the hash of the op with its results blanked: ops are large, and stand in the kernel already.
+    known: FastMap<u64, SmallVec<[Inst; 2]>>,
     /// For each value, the depth of the scope that defines it.
     depth: Vec<u32>,
     span: u32,
@@ -37,7 +39,7 @@ struct Scope {
     /// Seldom run, in code that has no registers to spare: nothing is computed outside for it.
     pinned: bool,
     /// Entries of `known` that end with this scope.
-    keys: Vec<SimtOp>,
+    keys: Vec<(u64, Inst)>,
 }
 
 impl Builder {
@@ -92,8 +94,13 @@ impl Builder {
     /// Ends the block opened last.
     pub fn close(&mut self) {
         let scope = self.scopes.pop().expect("close follows open");
-        for key in scope.keys {
-            self.known.remove(&key);
+        for (key, inst) in scope.keys {
+            if let Entry::Occupied(mut same) = self.known.entry(key) {
+                same.get_mut().retain(|i| *i != inst);
+                if same.get().is_empty() {
+                    same.remove();
+                }
+            }
         }
     }
 
@@ -134,17 +141,22 @@ impl Builder {
     /// The results of a pure op, of classes `tys`; `make` builds it from its results.
     fn pure(&mut self, tys: &[Ty], make: impl Fn(&[Def]) -> SimtOp) -> SmallVec<[Val; 2]> {
         let blank = Val::from_index(u32::MAX as usize);
-        let key = make(&[Def(blank), Def(blank)]);
-        if let Some(known) = self.known.get(&key) {
-            return known.clone();
+        let key = self.known.hasher().hash_one(make(&[Def(blank), Def(blank)]));
+        for &inst in self.known.get(&key).into_iter().flatten() {
+            let op = &self.kernel.insts[inst].op;
+            let mut defs: SmallVec<[Def; 2]> = SmallVec::new();
+            op.defs(&mut |v| defs.push(Def(v)));
+            if defs.len() == tys.len() && make(&defs) == *op {
+                return defs.into_iter().map(|d| d.0).collect();
+            }
         }
         let outs: SmallVec<[Val; 2]> = tys.iter().map(|&ty| self.kernel.pending(ty)).collect();
         let defs: SmallVec<[Def; 2]> = outs.iter().map(|&v| Def(v)).collect();
         let op = make(&defs);
         let home = self.home(&op);
-        self.push_at(home, op);
-        self.scopes[home].keys.push(key.clone());
-        self.known.insert(key, outs.clone());
+        let inst = self.push_at(home, op);
+        self.scopes[home].keys.push((key, inst));
+        self.known.entry(key).or_default().push(inst);
         outs
     }
 

@@ -4,10 +4,11 @@
 //! never of the author's kernel.
 
 use super::builder::mem_reg;
-use super::func::{Block, Inst, Kernel, ObjKind, Val, ValDef};
+use super::func::{Block, Kernel, ObjKind, Val, ValDef};
 use super::op::{Addr, Bin, Fields, MmaKind, Packed, SimtOp, Un};
 use super::ty::{Num, Space, Ty};
-use zellige_ir::hash::FastSet;
+use smallvec::SmallVec;
+use zellige_ir::EntityId;
 
 /// What is wrong, with the op as text.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -19,13 +20,14 @@ pub struct VerifyError {
 
 struct Verifier<'k> {
     k: &'k Kernel,
-    defined: FastSet<Val>,
-    seen: FastSet<Inst>,
+    /// By value and by op.
+    defined: Vec<bool>,
+    seen: Vec<bool>,
 }
 
 /// Checks the whole kernel and returns the first failure.
 pub fn verify(k: &Kernel) -> Result<(), VerifyError> {
-    Verifier { k, defined: FastSet::default(), seen: FastSet::default() }.block(k.body)
+    Verifier { k, defined: vec![false; k.vals.len()], seen: vec![false; k.insts.len()] }.block(k.body)
 }
 
 impl Verifier<'_> {
@@ -38,7 +40,7 @@ impl Verifier<'_> {
                 op.show(self.k, &mut fields);
                 Err(VerifyError { what, op: format!("{}{fields}", op.name()) })
             };
-            if !self.seen.insert(inst) {
+            if std::mem::replace(&mut self.seen[inst.index()], true) {
                 return fail("the op stands twice".into());
             }
             if let SimtOp::While { before, cond, body, .. } = op {
@@ -63,23 +65,21 @@ impl Verifier<'_> {
             if let Err(what) = self.types(op) {
                 return fail(what);
             }
-            let mut defs = Vec::new();
+            let mut defs: SmallVec<[Val; 4]> = SmallVec::new();
             op.defs(&mut |v| defs.push(v));
             for &v in &defs {
                 if self.k.vals[v].def != ValDef::Inst(inst) {
                     return fail(format!("{v} has another definition"));
                 }
             }
-            self.defined.extend(&defs);
-            let mut blocks = Vec::new();
+            self.set_defined(&defs, true);
+            let mut blocks: SmallVec<[Block; 2]> = SmallVec::new();
             op.blocks(&mut |b| blocks.push(b));
             for b in blocks {
                 self.block(b)?;
             }
             if matches!(op, SimtOp::For { .. }) {
-                defs.iter().for_each(|v| {
-                    self.defined.remove(v);
-                });
+                self.set_defined(&defs, false);
             } else {
                 here.extend(defs);
             }
@@ -95,18 +95,22 @@ impl Verifier<'_> {
         for &inst in &self.k.blocks[block] {
             self.k.insts[inst].op.defs(&mut |v| defs.push(v));
         }
-        self.defined.extend(&defs);
+        self.set_defined(&defs, true);
         Ok(defs)
     }
 
     fn close(&mut self, defs: Vec<Val>) {
-        for v in defs {
-            self.defined.remove(&v);
+        self.set_defined(&defs, false);
+    }
+
+    fn set_defined(&mut self, vals: &[Val], to: bool) {
+        for v in vals {
+            self.defined[v.index()] = to;
         }
     }
 
     fn is_defined(&self, v: Val) -> bool {
-        matches!(self.k.vals[v].def, ValDef::Const(_)) || self.defined.contains(&v)
+        matches!(self.k.vals[v].def, ValDef::Const(_)) || self.defined[v.index()]
     }
 
     fn want(&self, v: Val, ty: Ty) -> Result<(), String> {

@@ -44,15 +44,17 @@ pub(super) fn decide(round: &mut Round<'_>, op: Op) -> Option<Vec<Op>> {
             }
             let zero = round.func.constant(Const::index(0));
             let mut used = FastSet::default();
-            round.func.walk(body, &mut |_, data| {
-                data.kind.for_each_use(&mut |v| {
-                    used.insert(v);
+            if extents.iter().any(|e| e.hi == 1) {
+                round.func.walk(body, &mut |_, data| {
+                    data.kind.for_each_use(&mut |v| {
+                        used.insert(v);
+                    });
                 });
-            });
+            }
             for (&v, extent) in indices.iter().zip(&extents) {
                 // An extent of zero runs no iteration, so the index is 0 wherever it is used.
                 if extent.hi == 1 && used.contains(&v) {
-                    round.replaced.insert(v, zero);
+                    round.replace(v, zero);
                     round.stats.note("single-index");
                 }
             }

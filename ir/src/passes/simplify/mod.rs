@@ -37,6 +37,7 @@ mod index;
 use super::PassStats;
 use crate::DType;
 use crate::analysis::{Affine, Facts, range};
+use crate::entity::EntityId;
 use crate::func::{Func, Op, Region, Value, ValueDef};
 use crate::hash::{FastMap, FastSet};
 use crate::numerics::Const;
@@ -193,14 +194,21 @@ pub fn run(func: &mut Func) -> PassStats {
     stats
 }
 
+fn resolved(replaced: &[Option<Value>], mut v: Value) -> Value {
+    while let Some(&Some(by)) = replaced.get(v.index()) {
+        v = by;
+    }
+    v
+}
+
 /// One walk over a function.
 struct Round<'a> {
     func: &'a mut Func,
     stats: &'a mut PassStats,
     facts: Facts,
     scopes: Scopes,
-    /// Values that are not used any more, and what stands for them.
-    replaced: FastMap<Value, Value>,
+    /// By value: if it is not used any more, what stands for it.
+    replaced: Vec<Option<Value>>,
     /// Conditions of `while` loops: they must be computed in the loop's first region.
     pinned: FastSet<Value>,
     /// Conditions of top-level assumptions and what they are computed from. Knowing them true, the round would turn
@@ -227,7 +235,7 @@ impl<'a> Round<'a> {
                 func.ops[op].kind.for_each_use(&mut |v| open.push(v));
             }
         }
-        Round { func, stats, facts, scopes: Scopes::default(), replaced: FastMap::default(), pinned, promised }
+        Round { func, stats, facts, scopes: Scopes::default(), replaced: Vec::new(), pinned, promised }
     }
 
     fn run(mut self) {
@@ -242,11 +250,15 @@ impl<'a> Round<'a> {
         self.scopes.leave();
     }
 
-    fn resolve(&self, mut v: Value) -> Value {
-        while let Some(&by) = self.replaced.get(&v) {
-            v = by;
+    fn resolve(&self, v: Value) -> Value {
+        resolved(&self.replaced, v)
+    }
+
+    fn replace(&mut self, v: Value, by: Value) {
+        if self.replaced.len() <= v.index() {
+            self.replaced.resize(v.index() + 1, None);
         }
-        v
+        self.replaced[v.index()] = Some(by);
     }
 
     /// True for what must stay as it is; other uses of its result may still find a simpler value.
@@ -260,15 +272,14 @@ impl<'a> Round<'a> {
         let Some(out) = out.filter(|v| self.promised.contains(v)) else { return false };
         if let Some(c) = self.facts.ranges.form(out).as_constant().filter(|_| range::is_tracked(self.func.ty(out))) {
             let c = self.func.constant(Const::from_i64(self.func.ty(out), c));
-            self.replaced.insert(out, c);
+            self.replace(out, c);
         }
         true
     }
 
     fn resolve_uses(&mut self, op: Op) {
-        let mut kind = self.func.ops[op].kind.clone();
-        kind.for_each_use_mut(&mut |v| *v = self.resolve(*v));
-        self.func.ops[op].kind = kind;
+        let replaced = &self.replaced;
+        self.func.ops[op].kind.for_each_use_mut(&mut |v| *v = resolved(replaced, *v));
     }
 
     fn region(&mut self, region: Region) {
@@ -335,19 +346,22 @@ impl<'a> Round<'a> {
                 Rewrite::Value(v) => self.resolve(v),
                 Rewrite::Const(c) => self.func.constant(c),
             };
-            self.replaced.insert(out, by);
+            self.replace(out, by);
             return true;
         }
         let key = Key::new(self.func, &self.func.ops[op].kind);
         if let Some(key) = key {
             if let (Some(same), false) = (self.scopes.op(&key), is_pinned) {
                 self.stats.note(SAME_OP.0);
-                self.replaced.insert(out, same);
+                self.replace(out, same);
                 return true;
             }
             self.scopes.add_op(key, out);
         }
-        self.scopes.add_form(self.func.ty(out), self.facts.ranges.form(out), out);
+        let ty = self.func.ty(out);
+        if range::is_tracked(ty) {
+            self.scopes.add_form(ty, self.facts.ranges.form(out), out);
+        }
         false
     }
 
