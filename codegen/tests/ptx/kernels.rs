@@ -716,6 +716,7 @@ pub fn all() -> Vec<(String, Func)> {
         divisions(),
         control(),
         persistent(),
+        searches(40),
         casts(DType::F32, DType::F8E4M3),
         casts(DType::F8E5M2, DType::BF16),
         casts(DType::F32, DType::F4E2M1),
