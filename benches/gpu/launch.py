@@ -19,7 +19,8 @@ import torch
 
 LAUNCHES = 30
 FLUSH_BYTES = 256 << 20
-ELEMENTS = {"u8": 0, "f8e4m3": 0, "f8e5m2": 0, "i32": 4, "f16": 6, "f32": 7, "bf16": 9}
+ELEMENTS = {"u8": 0, "f8e4m3": 0, "f8e5m2": 0, "f4e2m1": 0, "i32": 4, "f16": 6, "f32": 7, "bf16": 9}
+TF32 = 11
 SCALARS = {"index": ctypes.c_int64, "i64": ctypes.c_int64, "i32": ctypes.c_int32, "f32": ctypes.c_float}
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 
@@ -35,7 +36,8 @@ def driver(name, *args):
 
 
 def tensor_map(tensor, spec):
-    """The hardware's description of a contiguous tensor in boxes of `spec`."""
+    """The hardware's description of a contiguous tensor in boxes of `spec`; pairs of e2m1 are the bytes of an u8 tensor."""
+    element = TF32 if spec["tf32"] else ELEMENTS[spec["dtype"]]
     sizes = list(reversed(tensor.shape))
     strides = [s * tensor.element_size() for s in reversed(tensor.stride())][1:]
     rank = len(sizes)
@@ -44,7 +46,7 @@ def tensor_map(tensor, spec):
     driver(
         "cuTensorMapEncodeTiled",
         ctypes.c_void_p(at),
-        ctypes.c_int(ELEMENTS[spec["dtype"]]),
+        ctypes.c_int(element),
         ctypes.c_uint32(rank),
         ctypes.c_void_p(tensor.data_ptr()),
         (ctypes.c_uint64 * rank)(*sizes),
@@ -57,6 +59,16 @@ def tensor_map(tensor, spec):
         ctypes.c_int(0),
     )
     return memory, at
+
+
+def working(shape, emitted, rows):
+    """The configs that compiled, with their kernels; the others become rows that say why not."""
+    for settings, kernel in emitted.items():
+        if isinstance(kernel, RuntimeError):
+            print(shape, settings, kernel, flush=True)
+            rows.append({"config": settings, "message": str(kernel)})
+        else:
+            yield settings, kernel
 
 
 class LaunchConfig(ctypes.Structure):

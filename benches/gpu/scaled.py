@@ -67,11 +67,7 @@ def measure(shape, emitted, flush, launches):
         print(shape, "cuBLAS:", str(error).splitlines()[0], flush=True)
         want = None
     rows = []
-    for settings, kernel in emitted.items():
-        if isinstance(kernel, RuntimeError):
-            print(shape, settings, kernel, flush=True)
-            rows.append({"config": settings, "message": str(kernel)})
-            continue
+    for settings, kernel in launch.working(shape, emitted, rows):
         config = kernel["config"]
         dims = {"m": m, "a_sf0": m, "a_sf1": k // GROUP, "b_sf0": n // GROUP, "b_sf1": k // GROUP}
         grid = (math.ceil(n / config["bn"]), math.ceil(m / config["bm"]))
