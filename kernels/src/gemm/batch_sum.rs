@@ -1,10 +1,9 @@
 //! The sum of the products of a batch.
 
 use super::dense::GemmConfig;
-use super::einsum_problem::{EinsumProblem, GROUP, check_operands, operands};
+use super::einsum_problem::{EinsumProblem, GROUP, check_operands, einsum_types, operands};
 use super::product::{ProductConfig, Weight, multiply};
 use super::scaled_problem::Operands;
-use crate::choice::with_type;
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use crate::reference::metrics::Tolerance;
 use zellige::TuneValue;
@@ -104,11 +103,7 @@ pub struct Entry;
 
 fn launcher(types: Operands, cfg: BatchSumConfig) -> Result<Box<dyn Kernel>, ProblemError> {
     check_operands(types, cfg.scaled)?;
-    with_type!(types.a, E in [BF16 = bf16, F8E4M3 = f8e4m3], {
-        with_type!(types.sf, S in [F32 = f32, E8M0 = e8m0], {
-            with_type!(types.c, C in [BF16 = bf16, F32 = f32], Ok(Box::new(BatchSumGemm::<E, S, C>::new(cfg))))
-        })
-    })
+    einsum_types!(types, (E, S, C), Ok(Box::new(BatchSumGemm::<E, S, C>::new(cfg))))
 }
 
 fn types_of(dtypes: &Dtypes) -> Operands {

@@ -38,6 +38,18 @@ pub fn check_operands(types: Operands, scaled: bool) -> Result<(), ProblemError>
     Ok(())
 }
 
+/// Evaluates an expression with names standing for the types of operands that [`check_operands`] takes.
+macro_rules! einsum_types {
+    ($types:expr, ($E:ident, $S:ident, $C:ident), $body:expr) => {
+        $crate::choice::with_type!($types.a, $E in [BF16 = bf16, F8E4M3 = f8e4m3], {
+            $crate::choice::with_type!($types.sf, $S in [F32 = f32, E8M0 = e8m0], {
+                $crate::choice::with_type!($types.c, $C in [BF16 = bf16, F32 = f32], $body)
+            })
+        })
+    };
+}
+pub(crate) use einsum_types;
+
 /// A product of random operands. Of its letters, `m` counts rows, `n` columns, and scale factors go along `k`.
 #[derive(Clone, Debug)]
 pub struct EinsumProblem {
