@@ -46,15 +46,6 @@ struct Parameters<'a> {
 const MATRICES: usize = 32;
 
 impl Parameters<'_> {
-    /// The grid of a kernel over tokens: blocks that compute `post` and C come first, for their divisions take longest, and
-    /// run beside those that mix streams. Returns the block's number and how many are of the first kind.
-    #[track_caller]
-    fn grid(t: T, tokens: Idx, cfg: FuseConfig) -> (Idx, Idx) {
-        let matrices = tokens.ceil_div(MATRICES);
-        let [b] = t.grid([matrices + tokens.ceil_div(cfg.bt)], cfg.threads);
-        (b, matrices)
-    }
-
     /// Computes `pre` of the tokens from `first` on.
     #[track_caller]
     fn pre(self, t: T, slabs: Slabs<'_>, first: Idx, width: usize, pre: Shared<f32, 2>) {
@@ -96,6 +87,36 @@ fn coefficients(
     }
 }
 
+/// All blocks of a kernel: those that compute `post` and C come first, for their divisions take longest, and run beside those
+/// that mix streams, which `mix` does for a token by its `pre`.
+#[tile]
+fn blocks(
+    t: T,
+    tokens: Idx,
+    slabs: Slabs<'_>,
+    p: Parameters<'_>,
+    width: usize,
+    cfg: FuseConfig,
+    post: &Tensor<f32, 2>,
+    comb: &Tensor<f32, 3>,
+    mix: impl Fn(Idx, &[Expr<f32>]),
+) {
+    let n = post.static_dim(1);
+    let matrices = tokens.ceil_div(MATRICES);
+    let [b] = t.grid([matrices + tokens.ceil_div(cfg.bt)], cfg.threads);
+    if b < matrices {
+        coefficients(t, slabs, p, b * MATRICES, width, cfg.rounds, post, comb);
+    } else {
+        let first = (b - matrices) * cfg.bt;
+        let pre = t.shared::<f32, 2>([cfg.bt, n]);
+        p.pre(t, slabs, first, width, pre);
+        for i in t.serial(cfg.bt) {
+            let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
+            mix(first + i, &weights);
+        }
+    }
+}
+
 /// From the slabs of the projection to the sub-layer's input `u`, `post` and C: the same bits as
 /// [`mhc_mix_norm`](super::mix_norm::mhc_mix_norm), [`mhc_split`](super::split::mhc_split),
 /// [`mhc_sinkhorn`](super::sinkhorn::mhc_sinkhorn) and [`mhc_apply`](super::apply::mhc_apply) in turn.
@@ -116,20 +137,11 @@ pub fn mhc_pre_big_fuse(
 ) {
     let (n, d) = (x.static_dim(1), x.static_dim(2));
     let (slabs, parameters) = (Slabs { raw, square_sum }, Parameters { scale, base, eps, post_multiplier });
-    let (b, matrices) = Parameters::grid(t, x.dim(0), cfg);
-    if b < matrices {
-        coefficients(t, slabs, parameters, b * MATRICES, n * d, cfg.rounds, post, comb);
-    } else {
-        let first = (b - matrices) * cfg.bt;
-        let pre = t.shared::<f32, 2>([cfg.bt, n]);
-        parameters.pre(t, slabs, first, n * d, pre);
-        for i in t.serial(cfg.bt) {
-            let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
-            for c in t.parallel(d) {
-                u[(first + i, c)] = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast();
-            }
+    blocks(t, x.dim(0), slabs, parameters, n * d, cfg, post, comb, |token, weights| {
+        for c in t.parallel(d) {
+            u[(token, c)] = weighted_sum(weights, |j| x[(token, j, c)].cast()).cast();
         }
-    }
+    });
 }
 
 /// As [`mhc_pre_big_fuse`], and the sub-layer's RMSNorm on top: `y = bf16(w u / sqrt(mean(u^2) + eps))` of the rounded u,
@@ -152,31 +164,22 @@ pub fn mhc_pre_big_fuse_norm(
 ) {
     let (n, d) = (x.static_dim(1), x.static_dim(2));
     let (slabs, parameters) = (Slabs { raw, square_sum }, Parameters { scale, base, eps, post_multiplier });
-    let (b, matrices) = Parameters::grid(t, x.dim(0), cfg);
-    if b < matrices {
-        coefficients(t, slabs, parameters, b * MATRICES, n * d, cfg.rounds, post, comb);
-    } else {
-        let first = (b - matrices) * cfg.bt;
-        let pre = t.shared::<f32, 2>([cfg.bt, n]);
-        parameters.pre(t, slabs, first, n * d, pre);
+    blocks(t, x.dim(0), slabs, parameters, n * d, cfg, post, comb, |token, weights| {
         let (u, squares) = (t.fragment::<f32, 2>([1, d]), t.fragment::<f32, 2>([1, d]));
         let (square_sum, rstd) = (t.fragment::<f32, 1>([1]), t.fragment::<f32, 1>([1]));
-        for i in t.serial(cfg.bt) {
-            let weights: Vec<_> = (0..n).map(|j| pre[(i, j)]).collect();
-            for c in t.parallel(d) {
-                let mixed = weighted_sum(&weights, |j| x[(first + i, j, c)].cast()).cast::<bf16>().cast::<f32>();
-                u[(0, c)] = mixed;
-                squares[(0, c)] = mixed * mixed;
-            }
-            t.reduce_sum(squares, square_sum, 1);
-            for row in t.parallel(1) {
-                rstd[row] = (square_sum[row] / d as f32 + eps).rsqrt();
-            }
-            for c in t.parallel(d) {
-                y[(first + i, c)] = (u[(0, c)] * rstd[0usize] * weight[c]).cast();
-            }
+        for c in t.parallel(d) {
+            let mixed = weighted_sum(weights, |j| x[(token, j, c)].cast()).cast::<bf16>().cast::<f32>();
+            u[(0, c)] = mixed;
+            squares[(0, c)] = mixed * mixed;
         }
-    }
+        t.reduce_sum(squares, square_sum, 1);
+        for row in t.parallel(1) {
+            rstd[row] = (square_sum[row] / d as f32 + eps).rsqrt();
+        }
+        for c in t.parallel(d) {
+            y[(token, c)] = (u[(0, c)] * rstd[0usize] * weight[c]).cast();
+        }
+    });
 }
 
 /// The arguments up to the bias, and the scalars at the end.
