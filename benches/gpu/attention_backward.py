@@ -3,8 +3,9 @@
 
     python3 benches/gpu/attention_backward.py [--zellige PATH] [--save FILE]
 
-Ours is three kernels: `attention_delta`, `attention_dq`, `attention_dkv`, each with the library's config; the time is that of the three
-launches one after another. The peers' is that of torch.autograd.grad, which may launch kernels of its own besides.
+Ours is `attention_delta`, `attention_dq` and `attention_dkv`, each with the library's config; where keys and key heads give fewer tiles
+than there are multiprocessors, the query heads of a key head are dealt to several blocks, and `attention_head_sum` adds their parts. The
+time is that of all launches one after another. The peers' is that of torch.autograd.grad, which may launch kernels of its own besides.
 
 CUDA events, 256 MB written before each (cold L2 cache); 30 runs of ours, 30 of each peer, 30 of ours; medians.
 """
@@ -52,17 +53,23 @@ def measure(zellige, shape, flush):
             lse[rows, head] = scores.masked_fill_(mask, float("-inf")).logsumexp(1)
     sink = torch.empty(0, device="cuda")
     bounds = torch.arange(b + 1, device="cuda", dtype=torch.int32) * s
-    delta, total = torch.empty_like(lse), torch.empty_like(lse)
+    delta, total = (torch.empty(h, b * s, device="cuda") for _ in range(2))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    tiles = b * -(-s // 128)
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    shares = [p for p in range(hk, h + 1, hk) if h % p == 0]
+    parts_of = next((p for p in shares if p * tiles >= multiprocessors), h)
+    in_parts = parts_of > hk
+    dk_parts, dv_parts = (torch.empty(b * s, parts_of, d, device="cuda") if in_parts else x for x in (dk, dv))
     tensors = {"q": q, "k": k, "v": v, "o": o, "d_o": d_o, "lse": lse, "sink": sink, "dsink": sink.view(0, 0)}
-    tensors |= {"delta": delta, "total": total, "cu_q": bounds, "cu_k": bounds, "dq": dq, "dk": dk, "dv": dv}
-    dims = {"tokens": b * s, "kv_tokens": b * s, "heads": h, "kv_heads": hk, "d": d, "bounds": b + 1, "sinks": 0, "tiles": 0}
+    tensors |= {"delta": delta, "total": total, "cu_q": bounds, "cu_k": bounds, "dq": dq, "dk": dk_parts, "dv": dv_parts}
+    dims = {"tokens": b * s, "kv_tokens": b * s, "heads": h, "kv_heads": hk, "d": d, "bounds": b + 1, "sinks": 0, "tiles": 0, "parts": parts_of}
 
-    def ours(name, grid, more, of, settings):
+    def ours(name, grid, more, of, settings, dtypes={}, own={}):
         dims_of = {name: dims[name] for name in of}
-        emitted = launch.assemble(launch.emit(zellige, name, dims=dims_of, settings=settings))
+        emitted = launch.assemble(launch.emit(zellige, name, dims=dims_of, settings=settings, dtypes=dtypes))
         cfg = emitted["config"]
-        return launch.Kernel(emitted, tensors, more, dims, grid(cfg)), cfg
+        return launch.Kernel(emitted, tensors | own, more, dims, grid(cfg)), cfg
 
     ceil = lambda x, y: -(-x // y)
     of_attention = ["tokens", "kv_tokens", "heads", "kv_heads", "d", "bounds"]
@@ -70,9 +77,17 @@ def measure(zellige, shape, flush):
     parts = {
         "attention_delta": (lambda c: (ceil(b * s, c["bm"]), h), {}, ["tokens", "heads", "d", "sinks", "tiles"], ["threads=128"]),
         "attention_dq": (lambda c: (ceil(s, c["bm"]), h, b), {"max_q": s} | scale, of_attention, ["causal=true"]),
-        "attention_dkv": (lambda c: (ceil(s, c["bn"]), hk, b), {"max_k": s} | scale, of_attention, ["causal=true"]),
+        "attention_dkv": (
+            lambda c: (ceil(s, c["bn"]), parts_of, b), {"max_k": s} | scale, of_attention + ["parts"], ["causal=true"],
+            {"dk": "f32", "dv": "f32"} if in_parts else {},
+        ),
     }
     kernels = {name: ours(name, *rest) for name, rest in parts.items()}
+    if in_parts:
+        grid = lambda c: (ceil(b * s, c["rows"]), hk)
+        for x, y in ((dk_parts, dk), (dv_parts, dv)):
+            sums = ("attention_head_sum", grid, {}, ["kv_tokens", "parts", "kv_heads", "d"], [], {}, {"x": x, "y": y})
+            kernels[f"attention_head_sum {len(kernels) - 2}"] = ours(*sums)
 
     def all_three():
         for kernel, _ in kernels.values():

@@ -328,6 +328,7 @@ pub fn all() -> &'static [&'static dyn LibraryKernel] {
         &crate::attention::delta::Entry,
         &crate::attention::dq::Entry,
         &crate::attention::dkv::Entry,
+        &crate::attention::head_sum::Entry,
         &crate::norm::rmsnorm::Entry,
         &crate::norm::rmsnorm_cast::Entry,
         &crate::norm::rmsnorm_backward::Entry,

@@ -40,7 +40,8 @@ const ALIASES: [&str; 15] = [
 ];
 
 /// Kernels whose batch goes by another name, with its other names, and of how many rows a tile is that belongs together.
-const OWN: [(&str, &str, &[&str], usize); 16] = [
+const OWN: [(&str, &str, &[&str], usize); 17] = [
+    ("attention_head_sum", "kv_tokens", &[], 1),
     ("adamw", "n", &[], 1),
     ("engram_fused_weight", "n", &[], 1),
     ("engram_weight_grad", "n", &[], 1),
@@ -365,12 +366,16 @@ fn a_sequence_does_not_depend_on_the_batch() {
             let build = || (case.build)(&[]).unwrap_or_else(|e| panic!("{name} {}: {e}", case.name));
             let whole = build();
             let signature = whole.kernel.signature();
-            let dim_of = |spec: &ParamSpec| match spec {
-                ParamSpec::Tensor(t) => match t.dims.first() {
-                    Some(DimSpec::Named(name)) => name.to_string(),
-                    Some(DimSpec::Fixed(_)) | None => String::new(),
-                },
-                ParamSpec::Scalar { .. } => String::new(),
+            // The axis along which an argument has the tokens of the batch, by their name.
+            let tokens_of = |spec: &ParamSpec| match spec {
+                ParamSpec::Tensor(t) => t.dims.iter().enumerate().find_map(|(axis, dim)| match dim {
+                    DimSpec::Named(name) => {
+                        let name = name.to_string();
+                        ["tokens", "kv_tokens"].contains(&name.as_str()).then_some((axis, name))
+                    }
+                    DimSpec::Fixed(_) => None,
+                }),
+                ParamSpec::Scalar { .. } => None,
             };
             let ends = |name: &str| -> Vec<usize> {
                 let at = signature.params.iter().position(|p| matches!(p, ParamSpec::Tensor(t) if t.name == name));
@@ -384,15 +389,14 @@ fn a_sequence_does_not_depend_on_the_batch() {
             launch(&whole, &stream).unwrap_or_else(|e| panic!("{name} {}: {e}", case.name));
             for sequence in 0..q_ends.len() - 1 {
                 let (q, k) = (q_ends[sequence]..q_ends[sequence + 1], k_ends[sequence]..k_ends[sequence + 1]);
-                let of = |spec: &ParamSpec| match &dim_of(spec)[..] {
-                    "tokens" => Some(q.clone()),
-                    "kv_tokens" => Some(k.clone()),
-                    _ => None,
+                let of = |spec: &ParamSpec| {
+                    let (axis, tokens) = tokens_of(spec)?;
+                    Some((axis, if tokens == "tokens" { q.clone() } else { k.clone() }))
                 };
                 let fresh = build();
                 let args =
                     fresh.args.iter().zip(&signature.params).map(|(value, spec)| match (value, spec, of(spec)) {
-                        (Value::Tensor(t), _, Some(rows)) => Value::Tensor(part(t, 0, &rows)),
+                        (Value::Tensor(t), _, Some((axis, rows))) => Value::Tensor(part(t, axis, &rows)),
                         (Value::Tensor(_), ParamSpec::Tensor(spec), None) if spec.name.starts_with("cu_") => {
                             let len = if spec.name == "cu_q" { q.len() } else { k.len() };
                             Value::Tensor(DynTensor::from_slice::<i32>(&[2], &[0, len as i32]).expect("two numbers"))
@@ -403,8 +407,10 @@ fn a_sequence_does_not_depend_on_the_batch() {
                 launch(&alone, &stream).unwrap_or_else(|e| panic!("{name} {} alone: {e}", case.name));
                 for ((got, all), spec) in alone.args.iter().zip(&whole.args).zip(&signature.params) {
                     let written = matches!(spec, ParamSpec::Tensor(t) if t.access == Access::Write);
-                    let (Value::Tensor(got), Value::Tensor(all), Some(rows)) = (got, all, of(spec)) else { continue };
-                    if written && bytes(got) != bytes(&part(all, 0, &rows)) {
+                    let (Value::Tensor(got), Value::Tensor(all), Some((axis, rows))) = (got, all, of(spec)) else {
+                        continue;
+                    };
+                    if written && bytes(got) != bytes(&part(all, axis, &rows)) {
                         failures.push(format!("{name} {}: sequence {sequence}", case.name));
                     }
                 }

@@ -455,7 +455,7 @@ fn narrow_operands_are_widened_by_those_who_multiply() {
 fn gradients_of_attention_keep_their_operands_in_registers() {
     let tiles = [
         ("attention_dq", [tile(128, 32, 2, 256), tile(64, 64, 1, 128)]),
-        ("attention_dkv", [tile(32, 128, 2, 256), tile(32, 64, 1, 128)]),
+        ("attention_dkv", [tile(64, 128, 2, 256), tile(32, 64, 1, 128)]),
     ];
     for (kernel, settings) in tiles {
         for name in ["h=2/1 d=64 causal sink=Normal s=17x33", "h=6/2 d=64", "h=1/1 d=128 causal"] {

@@ -11,8 +11,8 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// `delta[i, h] = sum_c dO[i, h, c] O[i, h, c]`, `total[i, h] = ln(exp(lse[i, h]) + exp(sink[h]))`, and the gradient of the sinks summed
-/// over the queries of each tile, `dsink[tile, h] = -sum_i exp(sink[h] - total[i, h]) delta[i, h]`.
+/// `delta[h, i] = sum_c dO[i, h, c] O[i, h, c]`, `total[h, i] = ln(exp(lse[i, h]) + exp(sink[h]))`, and the gradient of the sinks summed
+/// over the queries of each tile, `dsink[tile, h] = -sum_i exp(sink[h] - total[h, i]) delta[h, i]`.
 ///
 /// `dsink` has a row for each tile of `bm` packed queries; [`column_sum`](crate::norm::column_sum::column_sum) adds them in order.
 /// `sink` and `dsink` may be empty if the config has no sink; then `total` is `lse`.
@@ -23,8 +23,8 @@ pub fn attention_delta(
     #[dims(tokens, heads, d)] d_o: &Tensor<bf16, 3>,
     #[dims(tokens, heads)] lse: &Tensor<f32, 2>,
     #[dims(sinks)] sink: &Tensor<f32, 1>,
-    #[dims(tokens, heads)] delta: &mut Tensor<f32, 2>,
-    #[dims(tokens, heads)] total: &mut Tensor<f32, 2>,
+    #[dims(heads, tokens)] delta: &mut Tensor<f32, 2>,
+    #[dims(heads, tokens)] total: &mut Tensor<f32, 2>,
     #[dims(tiles, sinks)] dsink: &mut Tensor<f32, 2>,
     #[comptime] cfg: AttentionConfig,
 ) {
@@ -46,16 +46,16 @@ pub fn attention_delta(
     t.reduce_sum(o_f, sum, 1);
     for r in t.parallel(bm) {
         let own = lse[(row0 + r, head)];
-        delta[(row0 + r, head)] = sum[r];
+        delta[(head, row0 + r)] = sum[r];
         if cfg.sink {
             let extra = sink[head];
             // A query without keys has lse = +inf; the sink is all it sees, and its output is constant.
             let empty = own == f32::INFINITY;
             let both = own.max(extra) + (-(own - extra).abs()).exp().log1p();
-            total[(row0 + r, head)] = select(empty, own, both);
+            total[(head, row0 + r)] = select(empty, own, both);
             weighted[(0, r)] = select(empty, 0.0, -sum[r] / (1.0 + (own - extra).exp()));
         } else {
-            total[(row0 + r, head)] = own;
+            total[(head, row0 + r)] = own;
         }
     }
     if cfg.sink {
@@ -76,15 +76,15 @@ fn problem(batch: &Batch, cfg: AttentionConfig) -> Result<Problem, ProblemError>
     let [q, k, v, sink] = batch.inputs(&mut inputs)?;
     let forward = batch.with_reference(&[q, k, v, sink.clone()], cfg.causal, |reference| reference.forward());
     let o: Vec<f64> = forward.o.iter().map(|&x| f64::from(x)).collect();
-    let row = &batch.q_shape()[..2];
+    let (row, by_head) = (&batch.q_shape()[..2], [batch.heads, batch.tokens()]);
     let parts = if cfg.sink { [batch.tokens().div_ceil(cfg.bm), batch.heads] } else { [0, 0] };
     let args = vec![
         Value::Tensor(DynTensor::from_f64(DType::BF16, &batch.q_shape(), &o)?),
         Value::Tensor(inputs.normal(DType::BF16, &batch.q_shape(), 1.0)?),
         Value::Tensor(DynTensor::from_slice(row, &forward.lse)?),
         sink,
-        Value::Tensor(output(DType::F32, row)?),
-        Value::Tensor(output(DType::F32, row)?),
+        Value::Tensor(output(DType::F32, &by_head)?),
+        Value::Tensor(output(DType::F32, &by_head)?),
         Value::Tensor(output(DType::F32, &parts)?),
     ];
     let work = Work::of(&args);
@@ -102,12 +102,17 @@ fn problem(batch: &Batch, cfg: AttentionConfig) -> Result<Problem, ProblemError>
                 if lse == f64::INFINITY { f32::INFINITY } else { (lse + (sink - lse).exp().ln_1p()) as f32 }
             })
             .collect();
+        let want_delta: Vec<f32> = want.iter().map(|&d| d as f32).collect();
+        let by_token = |x: &[f32]| -> Vec<f32> {
+            let tokens = batch.tokens();
+            (0..tokens).flat_map(|i| x.iter().skip(i).step_by(tokens).copied()).collect()
+        };
         let mut verdicts = vec![
+            Comparison { output: "delta", verdict: compare(&by_token(&delta), &want_delta, DELTA) },
             Comparison {
-                output: "delta",
-                verdict: compare(&delta, &want.iter().map(|&d| d as f32).collect::<Vec<_>>(), DELTA),
+                output: "total",
+                verdict: compare(&by_token(&total), &want_total, super::flash::LSE_TOLERANCE),
             },
-            Comparison { output: "total", verdict: compare(&total, &want_total, super::flash::LSE_TOLERANCE) },
         ];
         if cfg.sink {
             let of_head = |h: usize| {

@@ -23,8 +23,8 @@ pub fn attention_dq(
     #[dims(kv_tokens, kv_heads, d)] k: &Tensor<bf16, 3>,
     #[dims(kv_tokens, kv_heads, d)] v: &Tensor<bf16, 3>,
     #[dims(tokens, heads, d)] d_o: &Tensor<bf16, 3>,
-    #[dims(tokens, heads)] total: &Tensor<f32, 2>,
-    #[dims(tokens, heads)] delta: &Tensor<f32, 2>,
+    #[dims(heads, tokens)] total: &Tensor<f32, 2>,
+    #[dims(heads, tokens)] delta: &Tensor<f32, 2>,
     #[dims(bounds)] cu_q: &Tensor<i32, 1>,
     #[dims(bounds)] cu_k: &Tensor<i32, 1>,
     max_q: Idx,
@@ -53,8 +53,8 @@ pub fn attention_dq(
         t.copy(q.at((first_row, head, 0)).axes([0, 2]), q_s);
         t.copy(d_o.at((first_row, head, 0)).axes([0, 2]), d_o_s);
         for r in t.parallel(bm) {
-            row_total[r] = total[(first_row + r, head)] * LOG2_E;
-            row_delta[r] = delta[(first_row + r, head)];
+            row_total[r] = total[(head, first_row + r)] * LOG2_E;
+            row_delta[r] = delta[(head, first_row + r)];
         }
         t.clear(acc);
         for step in t.pipelined(seen(rows - 1).ceil_div(bn), cfg.stages) {
@@ -68,7 +68,12 @@ pub fn attention_dq(
             t.gemm(d_o_s, v_s.t(), ds);
             for (r, c) in t.parallel((bm, bn)) {
                 let p = s[(r, c)].mul_add(scale * LOG2_E, -row_total[r]).fast_exp2();
-                ds[(r, c)] = select(first + c < seen(r), p * (ds[(r, c)] - row_delta[r]), 0.0);
+                ds[(r, c)] = p * (ds[(r, c)] - row_delta[r]);
+            }
+            if first + bn > seen(Idx::from(0)) {
+                for (r, c) in t.parallel((bm, bn)) {
+                    ds[(r, c)] = select(first + c < seen(r), ds[(r, c)], 0.0);
+                }
             }
             t.cast(ds, ds_b);
             t.gemm(ds_b, k_s, acc);
@@ -107,10 +112,9 @@ pub(super) fn backward_args(batch: &Batch, cfg: AttentionConfig) -> Result<Vec<V
     let products = |(o, d): (&[f32], &[f32])| o.iter().zip(d).map(|(o, d)| f64::from(*o) * f64::from(*d)).sum::<f64>();
     let delta: Vec<f32> =
         forward.o.chunks(batch.d).zip(d_o.f32s().chunks(batch.d)).map(|pair| products(pair) as f32).collect();
-    let row = &batch.q_shape()[..2];
     let [q, k, v, _] = forward_inputs;
     let [cu_q, cu_k] = batch.bounds()?;
-    let (total, delta) = (DynTensor::from_slice(row, &total)?, DynTensor::from_slice(row, &delta)?);
+    let (total, delta) = (batch.by_head(&total)?, batch.by_head(&delta)?);
     Ok(vec![q, k, v, d_o, Value::Tensor(total), Value::Tensor(delta), cu_q, cu_k])
 }
 

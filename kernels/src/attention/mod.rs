@@ -4,6 +4,7 @@ pub mod delta;
 pub mod dkv;
 pub mod dq;
 pub mod flash;
+pub mod head_sum;
 mod problem;
 
 use zellige::prelude::*;
@@ -53,7 +54,7 @@ impl AttentionConfig {
     /// Tiles of [`attention_dkv`](dkv::attention_dkv), which keeps `bn` keys and two gradients of them.
     pub fn of_keys(d: usize) -> AttentionConfig {
         let (bm, bn, stages) = match d {
-            0..=128 => (32, 128, 2),
+            0..=128 => (64, 128, 2),
             129..=256 => (32, 64, 2),
             _ => (32, 32, 1),
         };

@@ -40,16 +40,31 @@ impl Batch {
         Batch { sink, ..self }
     }
 
+    /// What tells this batch from others.
+    pub fn name(&self, cfg: AttentionConfig) -> String {
+        let Batch { heads, kv_heads, d, lengths, sink } = self;
+        let lengths: Vec<String> = lengths.iter().map(|(s, n)| format!("{s}x{n}")).collect();
+        let mask = if cfg.causal { "causal" } else { "full" };
+        format!("h={heads}/{kv_heads} d={d} {mask} sink={sink:?} s={}", lengths.join(","))
+    }
+
     /// The case of a kernel on this batch.
     pub fn case(
         self,
         cfg: AttentionConfig,
-        build: fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError>,
+        build: impl Fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError> + Send + Sync + 'static,
     ) -> Case {
-        let Batch { heads, kv_heads, d, lengths, sink } = &self;
-        let lengths: Vec<String> = lengths.iter().map(|(s, n)| format!("{s}x{n}")).collect();
-        let mask = if cfg.causal { "causal" } else { "full" };
-        let name = format!("h={heads}/{kv_heads} d={d} {mask} sink={sink:?} s={}", lengths.join(","));
+        let name = self.name(cfg);
+        self.named_case(name, cfg, build)
+    }
+
+    /// The same under a name of its own.
+    pub fn named_case(
+        self,
+        name: String,
+        cfg: AttentionConfig,
+        build: impl Fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError> + Send + Sync + 'static,
+    ) -> Case {
         let cfg = AttentionConfig { sink: self.sink != Sink::None, ..cfg };
         Case::new(name, cfg, move |cfg| build(&self, cfg))
     }
@@ -78,6 +93,12 @@ impl Batch {
     /// Shape of keys and values.
     pub fn k_shape(&self) -> [usize; 3] {
         [self.kv_tokens(), self.kv_heads, self.d]
+    }
+
+    /// A number for each head and token, of those for each token and head.
+    pub fn by_head(&self, x: &[f32]) -> Result<DynTensor, ProblemError> {
+        let by_head: Vec<f32> = (0..self.heads).flat_map(|h| x.iter().skip(h).step_by(self.heads).copied()).collect();
+        Ok(DynTensor::from_slice(&[self.heads, self.tokens()], &by_head)?)
     }
 
     /// Queries of the longest sequence, and keys of the longest, as arguments.

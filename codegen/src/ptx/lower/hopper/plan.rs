@@ -23,7 +23,7 @@ use zellige_ir::{
 pub const WARPGROUP: usize = 128;
 
 /// Accumulator registers that leave a thread room for everything else, by the warpgroups that multiply.
-pub(super) const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 200, 128];
+pub(super) const MAX_ACCUMULATORS: [usize; 4] = [0, 208, 224, 128];
 
 /// Columns from which on a product by a fragment in tf32 runs on these units. Below, its block waits for what it fetches, and several
 /// blocks to a multiprocessor hide that better than one.
@@ -229,6 +229,11 @@ impl Product {
     pub fn operand_fragment(&self) -> Option<(Buffer, Result<FragmentLayout, LayoutError>)> {
         let OperandA::Registers(buffer) = self.a else { return None };
         Some((buffer, wgmma::a_tile([self.shape[0], self.shape[2]], self.ty.bits(), self.warpgroups)))
+    }
+
+    /// True if a fragment is the first operand.
+    pub fn is_operand(&self, fragment: Buffer) -> bool {
+        matches!(self.a, OperandA::Registers(own) if own == fragment)
     }
 
     /// Registers of 32 bits of a thread: accumulators, and the first operand if it is in registers.

@@ -162,7 +162,9 @@ impl Lowerer<'_> {
                 }
                 continue;
             }
-            let touched = buffers(func, op);
+            let mut touched = buffers(func, op);
+            // A product's first operand may be read while the product runs.
+            touched.retain(|&b| !plan.products.iter().any(|p| p.is_operand(b)) || writes_within(func, op, b));
             if turn.flying.iter().any(|&(p, _)| !registers(&plan, p).is_disjoint(&touched))
                 && let Some(p) = self.next_free(&plan, turn, &ops[at..])
                 && leave != Some(p)
