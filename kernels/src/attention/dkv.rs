@@ -18,7 +18,7 @@ use zellige_ir::{Const, DType};
 /// `j`, with `P_ij = exp(scale q_i . k_j - total_i)`.
 ///
 /// Arguments as for [`attention_dq`](super::dq::attention_dq), with the longest number of keys. A block owns a tile of keys and adds
-/// head by head, query by query, in fp32: no atomics, the same bits in every run. `dS` is the product of `P` as rounded to bf16.
+/// query by query, in fp32: no atomics, the same bits in every run. `dS` is the product of `P` as rounded to bf16.
 ///
 /// `parts` is `kv_heads` or a multiple of it that divides `heads`: the query heads of a key head may be dealt to several blocks, each
 /// with a part of the sum, where keys and key heads alone give too few. Parts are then best in fp32;
@@ -45,7 +45,8 @@ pub fn attention_dkv<G: Float>(
     let [tile, part, b] = t.grid((max_k.ceil_div(bn), dk.dim(1), cu_q.dim(0) - 1), cfg.threads);
     let kv_head = part / (dk.dim(1) / k.dim(1));
     let of_part = q.dim(1) / dk.dim(1);
-    let head_of = |step: Idx| part * of_part + step;
+    // The heads of a part take turns.
+    let at_of = |step: Idx| (part * of_part + step % of_part, step / of_part);
     let (queries, keys) = (Segment::of(cu_q, b), Segment::of(cu_k, b));
     let key0 = tile * bn;
 
@@ -74,20 +75,19 @@ pub fn attention_dkv<G: Float>(
         t.copy(v.at((first_key, kv_head, 0)).axes([0, 2]), v_s);
         t.clear(dk_acc);
         t.clear(dv_acc);
-        fetch(head_of(Idx::from(0)), skipped * bm);
-        // One loop over all heads of the part, so that copies run ahead across heads.
+        fetch(part * of_part, skipped * bm);
         for at in t.pipelined(steps * of_part, cfg.stages) {
-            let (head, step) = (head_of(at / steps), at % steps);
+            let (head, step) = at_of(at);
             let row0 = (skipped + step) * bm;
             let first_row = queries.start + row0;
             t.copy(q.at((first_row, head, 0)).axes([0, 2]), q_s);
             t.copy(d_o.at((first_row, head, 0)).axes([0, 2]), d_o_s);
-            clear_rows_from(t, q_s, queries.len - row0);
-            clear_rows_from(t, d_o_s, queries.len - row0);
+            clear_rows_from(t, [q_s, d_o_s], queries.len - row0);
             for (r, s) in t.parallel((bm, 2)) {
                 sums[(s, r)] = next[(r, s)];
             }
-            fetch(head_of((at + 1) / steps), (skipped + (at + 1) % steps) * bm);
+            let (next_head, next_step) = at_of(at + 1);
+            fetch(next_head, (skipped + next_step) * bm);
             t.clear(p);
             t.gemm(k_s, q_s.t(), p);
             t.clear(ds);

@@ -61,7 +61,7 @@ pub fn attention_dq(
             let first = step * bn;
             t.copy(k.at((keys.start + first, kv_head, 0)).axes([0, 2]), k_s);
             t.copy(v.at((keys.start + first, kv_head, 0)).axes([0, 2]), v_s);
-            clear_rows_from(t, k_s, keys.len - first);
+            clear_rows_from(t, [k_s], keys.len - first);
             t.clear(s);
             t.gemm(q_s, k_s.t(), s);
             t.clear(ds);

@@ -70,7 +70,7 @@ pub fn flash_attention(
                     s[(r, c)] = select(first + c < seen(r), s[(r, c)], f32::NEG_INFINITY);
                 }
             }
-            clear_rows_from(t, v_s, keys.len - first);
+            clear_rows_from(t, [v_s], keys.len - first);
             softmax.step(t, s, scale * LOG2_E);
             for (r, c) in t.parallel((bm, d)) {
                 acc[(r, c)] *= softmax.shrink[r];

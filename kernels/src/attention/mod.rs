@@ -82,14 +82,16 @@ fn visible(i: Idx, queries: Segment, keys: Segment, causal: bool) -> Idx {
     if causal { keys.len.min(i + 1 + keys.len - queries.len) } else { keys.len }
 }
 
-/// Sets the rows of a tile from `valid` on to zero: they belong to another sequence, where a probability of zero would
+/// Sets the rows of some tiles from `valid` on to zero: they belong to another sequence, where a probability of zero would
 /// not stop a NaN.
 #[tile]
-fn clear_rows_from(t: T, tile: Shared<bf16, 2>, valid: Idx) {
-    let [rows, cols] = tile.shape();
+fn clear_rows_from<const N: usize>(t: T, tiles: [Shared<bf16, 2>; N], valid: Idx) {
+    let [rows, cols] = tiles[0].shape();
     if valid < rows {
-        for (r, c) in t.parallel((rows, cols)) {
-            tile[(r, c)] = select(r < valid, tile[(r, c)], 0.0);
+        for tile in tiles {
+            for (r, c) in t.parallel((rows, cols)) {
+                tile[(r, c)] = select(r < valid, tile[(r, c)], 0.0);
+            }
         }
     }
 }

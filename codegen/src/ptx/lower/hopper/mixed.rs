@@ -2,9 +2,10 @@
 //! anything on those fragments, products whose first operand is one of them.
 //!
 //! Tiles of the same products share a ring, others have rings of their own, so that a tile goes back when its own products are
-//! done. Operands that the loop never changes are filled once before it; others the loop itself fills (`made.rs`). If the last op of an iteration is a product, it is
-//! started during the next iteration instead, after that one's first products: the work between products then runs beside
-//! it.
+//! done. Operands that the loop never changes are filled once before it; others the loop itself fills (`made.rs`). If the last op of
+//! an iteration is a product from tiles of its own, it is started during the next iteration instead, after that one's first products:
+//! the work between products then runs beside it. If its tiles have other readers, it is started where it stands but waited for only
+//! when the next iteration's first product is under way, so that the units have something to do all the time.
 
 use super::super::infer::is_whole;
 use super::plan::{
@@ -71,7 +72,8 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     if !dealt {
         plan.cluster = finder.share(&mut plan.loads, &plan.products, &plan.stores);
     }
-    plan.mixed = Some(Mixed { carried, dealt });
+    let lasting = if carried.is_none() { finder.lasting(&plan) } else { None };
+    plan.mixed = Some(Mixed { carried, lasting, dealt });
     Ok(plan)
 }
 
@@ -313,12 +315,30 @@ impl Finder<'_> {
             })
     }
 
+    /// The product that ends an iteration, if the next one can begin while it runs: nothing else of the loop has to do with its
+    /// accumulator, and its tiles come by tensor copies, into two slots or more.
+    fn lasting(&self, plan: &HopperPlan) -> Option<usize> {
+        let p = self.last(plan)?;
+        let product = &plan.products[p];
+        let streamed = product.loads().all(|l| {
+            let ring = plan.rings[plan.loads[l].ring];
+            ring.kind == RingKind::Streamed && ring.stages > 1
+        });
+        let alone = product.clear.is_none() && self.uses(self.region, product.acc) == 1;
+        (streamed && alone && p > 0).then_some(p)
+    }
+
+    /// The product that is the last op of an iteration.
+    fn last(&self, plan: &HopperPlan) -> Option<usize> {
+        let func = self.func;
+        let ops = &func.regions[self.region].ops;
+        let last = ops.iter().rev().find(|&&op| func.ops[op].kind.effect() != Effect::Pure)?;
+        plan.products.iter().position(|p| p.op == *last)
+    }
+
     /// The product that may be left to the next iteration: the last op, into an accumulator of its own, from tiles of its own.
     fn carried(&self, plan: &HopperPlan) -> Option<usize> {
-        let func = self.func;
-        let last =
-            func.regions[self.region].ops.iter().rev().find(|&&op| func.ops[op].kind.effect() != Effect::Pure)?;
-        let p = plan.products.iter().position(|p| p.op == *last)?;
+        let p = self.last(plan)?;
         let alone = plan.products[p].loads().all(|l| {
             let ring = plan.loads[l].ring;
             plan.rings[ring].kind == RingKind::Streamed

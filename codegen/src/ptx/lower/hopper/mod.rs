@@ -192,6 +192,10 @@ impl Lowerer<'_> {
                 "hopper: the gemm at {at} runs during the next iteration, beside the work on that one's first products"
             ));
         }
+        if let Some(p) = plan.lasting() {
+            let at = self.span(plan.products[p].op);
+            self.explain.push(format!("hopper: the gemm at {at} goes on while the next iteration begins"));
+        }
         if let Some((few, many)) = registers(plan) {
             self.explain.push(format!("hopper: {few} registers a thread that copies, {many} one that multiplies"));
         }
@@ -478,6 +482,14 @@ impl Lowerer<'_> {
         let next = b.add(Num::S32, slot, one);
         let wraps = b.setp(Cmp::Eq, Num::S32, next, limit);
         (b.selp(wraps, zero, next), b.selp(wraps, flipped, parity))
+    }
+
+    /// The slot before one.
+    fn previous_slot(&mut self, rings: &Rings, ring: usize, slot: Val) -> Val {
+        let b = &mut self.b;
+        let (one, zero, last) = (b.c32(1), b.c32(0), b.c32(rings.at[ring].stages as i64 - 1));
+        let (before, first) = (b.bin(Bin::Sub, Num::S32, slot, one), b.setp(Cmp::Eq, Num::S32, slot, zero));
+        b.selp(first, last, before)
     }
 
     /// Moves on to the next slot.

@@ -77,6 +77,8 @@ pub enum RingKind {
 pub struct Mixed {
     /// Position in [`HopperPlan::products`] of the product that ends an iteration and is started during the next one.
     pub carried: Option<usize>,
+    /// Position of the product that ends an iteration and is waited for during the next one only.
+    pub lasting: Option<usize>,
     /// Blocks of the grid are dealt out by a counter, not in turn: they are not equally long.
     pub dealt: bool,
 }
@@ -284,6 +286,11 @@ impl HopperPlan {
     /// works between products.
     pub fn takes_turns(&self) -> bool {
         self.consumers == 2 && self.mixed.as_ref().is_some_and(|m| m.carried.is_some())
+    }
+
+    /// The product that is waited for during the next iteration only.
+    pub fn lasting(&self) -> Option<usize> {
+        self.mixed.as_ref().and_then(|m| m.lasting)
     }
 
     /// True if a counter deals out the blocks of the grid.

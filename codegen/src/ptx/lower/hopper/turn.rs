@@ -38,6 +38,8 @@ struct Turn {
     fresh: Vec<usize>,
     /// Rings whose current slot the work alone reads.
     borrowed: Vec<usize>,
+    /// True where there is an iteration before whose last product may still run, as group 0.
+    lasts: Option<Val>,
 }
 
 impl Turn {
@@ -53,6 +55,7 @@ impl Turn {
             at: 0,
             fresh: Vec::new(),
             borrowed: Vec::new(),
+            lasts: None,
         }
     }
 }
@@ -106,9 +109,18 @@ impl Lowerer<'_> {
                 let k = self.b.begin_for(Ty::B32);
                 self.env[index.index()] = Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: top, align: 1 }));
                 let mut turn = Turn::new(plan.rings.len());
+                if let Some(p) = plan.lasting() {
+                    turn.lasts = Some(self.b.setp(Cmp::Ne, Num::S32, k, zero));
+                    turn.flying.push((p, 0));
+                }
                 self.turn(role, body, &mut turn, None)?;
                 self.settle(role, &mut turn)?;
                 self.b.end_for(k, zero, hi, one, true);
+                if let Some(p) = plan.lasting() {
+                    let ran = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
+                    let mut turn = Turn { lasts: Some(ran), flying: vec![(p, 0)], ..Turn::new(plan.rings.len()) };
+                    self.complete(role, &mut turn, 0);
+                }
             }
             Some(p) => {
                 let any = self.b.setp(Cmp::Gt, Num::S32, hi, zero);
@@ -205,13 +217,18 @@ impl Lowerer<'_> {
         if let Some(p) = turn.carried.take() {
             self.start(role, turn, p)?;
         }
-        if let Some(&(_, group)) = turn.flying.last() {
+        let plan = role.rings.plan.clone();
+        let lasting = plan.lasting();
+        if let Some(&(_, group)) = turn.flying.iter().rev().find(|&&(p, _)| lasting != Some(p)) {
             self.complete(role, turn, group);
         }
-        let plan = role.rings.plan.clone();
+        for ring in (0..plan.rings.len()).filter(|&r| lasting.is_some_and(|p| plan.reads(p, r))) {
+            let (slot, parity) = self.ring_position(&role.rings, ring);
+            self.advance(&role.rings, ring, slot, parity);
+        }
         if !turn.borrowed.is_empty() {
             turn.at = usize::MAX;
-            self.show(role, turn);
+            self.show(role, turn, false);
         }
         for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].kind == RingKind::Made) {
             let (slot, parity) = self.ring_position(&role.rings, ring);
@@ -245,6 +262,9 @@ impl Lowerer<'_> {
         let plan = role.rings.plan.clone();
         let product = &plan.products[p];
         self.flush();
+        if turn.lasts.is_some() && turn.started > 0 {
+            self.complete(role, turn, 0);
+        }
         for load in product.loads() {
             let ring = plan.loads[load].ring;
             let streamed = plan.rings[ring].kind == RingKind::Streamed;
@@ -252,7 +272,7 @@ impl Lowerer<'_> {
                 self.await_slot(&role.rings, ring);
             }
             if turn.fresh.contains(&load) {
-                self.show(role, turn);
+                self.show(role, turn, false);
             }
         }
         if std::mem::take(&mut turn.waits) {
@@ -305,8 +325,17 @@ impl Lowerer<'_> {
     fn complete(&mut self, role: &HopperRole, turn: &mut Turn, group: u32) {
         let plan = role.rings.plan.clone();
         self.b.push(SimtOp::WgmmaWait { pending: turn.started - group });
-        let (finished, flying) = turn.flying.iter().copied().partition::<Vec<_>, _>(|&(_, g)| g <= group);
+        let (mut finished, flying) = turn.flying.iter().copied().partition::<Vec<_>, _>(|&(_, g)| g <= group);
         turn.flying = flying;
+        if let Some(before) = turn.lasts.take() {
+            // Its slots are those before the present ones.
+            let (p, _) = finished.remove(0);
+            for ring in (0..plan.rings.len()).filter(|&r| plan.reads(p, r)) {
+                let (slot, _) = self.ring_position(&role.rings, ring);
+                let slot = self.previous_slot(&role.rings, ring, slot);
+                self.free_slot(&role.rings, ring, slot, Some(before));
+            }
+        }
         for ring in (0..plan.rings.len()).filter(|&r| plan.rings[r].kind == RingKind::Streamed) {
             turn.done[ring] += finished.iter().filter(|&&(p, _)| plan.reads(p, ring)).count();
             let readers = (0..plan.products.len()).filter(|&p| plan.reads(p, ring)).count();
@@ -342,7 +371,7 @@ impl Lowerer<'_> {
         let (filled, read): (Vec<usize>, Vec<usize>) =
             tiles.iter().copied().filter(|&t| plan.loads[t].made.is_some()).partition(|&t| plan.loads[t].op == op);
         if read.iter().any(|t| turn.fresh.contains(t)) {
-            self.show(role, turn);
+            self.show(role, turn, false);
         }
         for ring in tiles.iter().map(|&t| plan.loads[t].ring) {
             let streamed = plan.rings[ring].kind == RingKind::Streamed;
@@ -357,7 +386,7 @@ impl Lowerer<'_> {
             turn.fresh.extend(filled);
             let is_changed = |&t: &usize| plan.loads[t].made.is_none() && writes_within(func, op, plan.loads[t].buffer);
             if tiles.iter().any(is_changed) {
-                self.show(role, turn);
+                self.show(role, turn, true);
             }
             return Ok(());
         };
@@ -388,12 +417,15 @@ impl Lowerer<'_> {
         Ok(())
     }
 
-    /// Makes what the work has written in tiles visible to the products and the work of all warpgroups, and gives back slots
-    /// that no later op of the iteration reads.
-    fn show(&mut self, role: &HopperRole, turn: &mut Turn) {
+    /// Makes what the work has written in tiles, of those that copies fill too if some have `changed`, visible to the products and
+    /// the work of all warpgroups, and gives back slots that no later op of the iteration reads.
+    fn show(&mut self, role: &HopperRole, turn: &mut Turn, changed: bool) {
         let plan = role.rings.plan.clone();
         self.flush();
-        self.b.push(SimtOp::AsyncFence {});
+        // What only the work writes and reads needs no fence.
+        if changed || !turn.borrowed.is_empty() || turn.fresh.iter().any(|&l| plan.is_read(plan.loads[l].ring)) {
+            self.b.push(SimtOp::AsyncFence {});
+        }
         self.b.push(SimtOp::Bar {});
         turn.fresh.clear();
         let OpKind::For { body, .. } = self.func.ops[plan.loop_op].kind else { return };
