@@ -4,8 +4,8 @@
 //! Tiles of the same products share a ring, others have rings of their own, so that a tile goes back when its own products are
 //! done. Operands that the loop never changes are filled once before it; others the loop itself fills (`made.rs`). If the last op of
 //! an iteration is a product from tiles of its own, it is started during the next iteration instead, after that one's first products:
-//! the work between products then runs beside it. If its tiles have other readers, it is started where it stands but waited for only
-//! when the next iteration's first product is under way, so that the units have something to do all the time.
+//! the work between products then runs beside it. If its tiles have other readers, and all warpgroups meet in every iteration, it is
+//! started where it stands but waited for only when the next iteration's first product is under way: the units stay busy meanwhile.
 
 use super::super::infer::is_whole;
 use super::plan::{
@@ -316,8 +316,12 @@ impl Finder<'_> {
     }
 
     /// The product that ends an iteration, if the next one can begin while it runs: nothing else of the loop has to do with its
-    /// accumulator, and its tiles come by tensor copies, into two slots or more.
+    /// accumulator, and its tiles come by tensor copies, into two slots or more. Only where the warpgroups meet in every iteration:
+    /// others drift apart, and each multiplies while the other one works.
     fn lasting(&self, plan: &HopperPlan) -> Option<usize> {
+        if plan.rings.iter().all(|r| r.kind != RingKind::Made) {
+            return None;
+        }
         let p = self.last(plan)?;
         let product = &plan.products[p];
         let streamed = product.loads().all(|l| {
