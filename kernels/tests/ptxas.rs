@@ -1,4 +1,5 @@
-//! NVIDIA's assembler takes the PTX of every kernel of the library, and none spills registers.
+//! NVIDIA's assembler takes the PTX of every kernel of the library, none spills registers, and nothing makes it wait for
+//! every product of `wgmma`.
 //!
 //! Runs when `ZELLIGE_PTXAS` names the assembler; needs no GPU. The PTX texts stay in cargo's temporary directory for
 //! tests, and a table of registers, shared memory and stack is printed (`--nocapture`).
@@ -68,6 +69,8 @@ struct Usage {
     registers: usize,
     stack: usize,
     spilled: usize,
+    /// Its warnings about speed.
+    slow: Vec<String>,
 }
 
 /// The number before `what` in the assembler's statistics.
@@ -135,6 +138,7 @@ fn assemble(ptxas: &Path, folder: &Path, number: usize, unit: &Unit) -> Result<U
         registers: figure(&said, "registers"),
         stack: figure(&said, "bytes stack frame"),
         spilled: figure(&said, "bytes spill stores") + figure(&said, "bytes spill loads"),
+        slow: said.lines().filter(|l| l.contains("Potential Performance Loss")).map(str::to_owned).collect(),
     })
 }
 
@@ -163,6 +167,7 @@ fn the_assembler_takes_every_kernel() {
                     let Usage { registers, spilled, .. } = u;
                     failures.push(format!("{what}: {registers} registers and {spilled} bytes of spills, not {known}"));
                 }
+                failures.extend(u.slow.iter().map(|said| format!("{what}: {said}")));
                 if u.registers * (threads as usize) > 65536 {
                     failures.push(format!("{what}: {} registers in {threads} threads do not fit", u.registers));
                 }

@@ -15,7 +15,7 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use func::{
-    Block, GridPlan, Inst, InstData, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val,
+    Assertion, Block, GridPlan, Inst, InstData, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val,
     ValDef, Var,
 };
 pub use op::{
