@@ -35,6 +35,9 @@ pub struct ProductConfig {
     pub b_group: usize,
     /// The scale factors of `a` lie as `[groups, rows rounded up to 4]`; otherwise as `[rows, groups]`.
     pub column_major: bool,
+    /// The rows of `b` are those of the matrix units' tiles, of which there must be 64 for a warpgroup, and the rows of `a` their
+    /// columns: few of these are worth a tile then. For grouped products.
+    pub turned: bool,
     /// Rows that belong to no group are written as zeros; otherwise they hold nothing in particular. Not for dense products.
     pub zero_padding: bool,
 }
@@ -53,6 +56,7 @@ impl Default for ProductConfig {
             b_rows: 128,
             b_group: 128,
             column_major: false,
+            turned: false,
             zero_padding: false,
         }
     }
@@ -171,6 +175,87 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
             for (i, j) in t.parallel((bm, bn)) {
                 let scale = columns.map_or(scale[i], |(_, of_b)| scale[i] * of_b[(s, j)]);
                 acc[(i, j)] = part[(i, j)].mul_add(scale, acc[(i, j)]);
+            }
+        }
+    }
+    acc
+}
+
+/// As [`multiply`], of `B A^T`: `cfg.bn` x `cfg.bm`. Factors of rows of `b` for narrower groups than those of `a` are applied to the
+/// sums of these groups, and the factors of `a` to their sum.
+#[tile]
+pub fn multiply_turned<A: Element, B: Weight, const NA: usize, const NB: usize>(
+    t: T,
+    k: Idx,
+    a: impl Fn(Idx) -> At<A, NA>,
+    b: impl Fn(Idx) -> At<B, NB>,
+    a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    cfg: ProductConfig,
+) -> Fragment<f32, 2> {
+    let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
+    let (a_s, b_s) = (t.shared::<A, 2>([bm, bk]), t.shared::<B::Wide, 2>([bn, bk]));
+    let narrow = (B::DTYPE != B::Wide::DTYPE).then(|| t.shared::<B, 2>([bn, bk]));
+    let acc = t.fragment::<f32, 2>([bn, bm]);
+    t.clear(acc);
+    let step = a_group.min(b_group);
+    let steps = if cfg.scaled { bk / step } else { 0 };
+    let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
+    let sum = (steps > 1 && b_group < a_group).then(|| t.fragment::<f32, 2>([bn, bm]));
+    // Factors of a tile and of the next one.
+    let factors = |rows: usize, group: usize| -> Vec<[Fragment<f32, 1>; 2]> {
+        let groups = if cfg.scaled { bk.div_ceil(group) } else { 0 };
+        (0..groups).map(|_| [t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([rows])]).collect()
+    };
+    let (of_a, of_b) = (factors(bm, a_group), factors(bn, b_group));
+    let fetch = |depth: Idx| {
+        for (g, [_, next]) in of_a.iter().enumerate() {
+            for i in t.parallel(bm) {
+                next[i] = a_sf(i, (depth + g * a_group) / a_group);
+            }
+        }
+        for (g, [_, next]) in of_b.iter().enumerate() {
+            for j in t.parallel(bn) {
+                next[j] = b_sf(j, (depth + g * b_group) / b_group);
+            }
+        }
+    };
+    fetch(Idx::from(0usize));
+    for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
+        let depth = ko * bk;
+        t.copy(a(depth), a_s);
+        match narrow {
+            Some(narrow) => {
+                t.copy(b(depth), narrow);
+                t.cast(narrow, b_s);
+            }
+            None => t.cast(b(depth), b_s),
+        }
+        if !cfg.scaled {
+            t.gemm(b_s, a_s.t(), acc);
+        }
+        for [now, next] in of_a.iter().chain(&of_b) {
+            t.copy(*next, *now);
+        }
+        fetch(depth + bk);
+        for s in 0..steps {
+            let part = part[s % part.len()];
+            let (left, right) = (b_s.sub((0, s * step), [bn, step]), a_s.sub((0, s * step), [bm, step]));
+            t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
+            let (of_a, of_b) = (of_a[s * step / a_group][0], of_b[s * step / b_group][0]);
+            let (first, last) = (s * step % a_group == 0, (s + 1) * step % a_group == 0 || s + 1 == steps);
+            for (j, i) in t.parallel((bn, bm)) {
+                match sum {
+                    None => acc[(j, i)] = part[(j, i)].mul_add(of_a[i] * of_b[j], acc[(j, i)]),
+                    Some(sum) => {
+                        let all = if first { part[(j, i)] * of_b[j] } else { part[(j, i)].mul_add(of_b[j], sum[(j, i)]) };
+                        if last {
+                            acc[(j, i)] = all.mul_add(of_a[i], acc[(j, i)]);
+                        } else {
+                            sum[(j, i)] = all;
+                        }
+                    }
+                }
             }
         }
     }
