@@ -45,7 +45,7 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
             }
         }
         let a_sf = |i: Idx, g: Idx| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] };
-        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>();
+        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)];
         let (a, b) = (|depth: Idx| a.at((row, depth)), |depth: Idx| b.at((e, col, depth)));
         let kept = |i: Idx, x: Expr<f32>| {
             if cfg.zero_padding { select(pos_to_expert[row + i] == found, x, 0.0) } else { x }
@@ -56,7 +56,7 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
                 c[(row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
         } else {
-            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
+            let acc = multiply(t, k, a, b, a_sf, |j, g| b_sf(j, g).cast::<f32>(), cfg);
             if cfg.zero_padding {
                 for (i, j) in t.parallel((bm, bn)) {
                     acc[(i, j)] = kept(i, acc[(i, j)]);
@@ -125,7 +125,7 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     if has_rows {
         let count = counts[e].to_index();
         let a_sf = |i: Idx, g: Idx| if cfg.column_major { a_sf[(e, g, row + i)] } else { a_sf[(e, row + i, g)] };
-        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>();
+        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)];
         let (a, b) = (|depth: Idx| a.at((e, row, depth)), |depth: Idx| b.at((e, col, depth)));
         let kept = |i: Idx, x: Expr<f32>| if cfg.zero_padding { select(row + i < count, x, 0.0) } else { x };
         if cfg.turned {
@@ -134,7 +134,7 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
                 c[(e, row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
         } else {
-            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
+            let acc = multiply(t, k, a, b, a_sf, |j, g| b_sf(j, g).cast::<f32>(), cfg);
             if cfg.zero_padding {
                 for (i, j) in t.parallel((bm, bn)) {
                     acc[(i, j)] = kept(i, acc[(i, j)]);

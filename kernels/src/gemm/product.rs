@@ -181,16 +181,16 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
     acc
 }
 
-/// As [`multiply`], of `B A^T`: `cfg.bn` x `cfg.bm`. Factors of rows of `b` for narrower groups than those of `a` are applied to the
-/// sums of these groups, and the factors of `a` to their sum.
+/// As [`multiply`], of `B A^T`: `cfg.bn` x `cfg.bm`. Sums of narrow groups of `b` times their factors are added up as far as columns
+/// share a factor of `a`, and then multiplied by that.
 #[tile]
-pub fn multiply_turned<A: Element, B: Weight, const NA: usize, const NB: usize>(
+pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const NB: usize>(
     t: T,
     k: Idx,
     a: impl Fn(Idx) -> At<A, NA>,
     b: impl Fn(Idx) -> At<B, NB>,
     a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
-    b_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<S>,
     cfg: ProductConfig,
 ) -> Fragment<f32, 2> {
     let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
@@ -200,23 +200,24 @@ pub fn multiply_turned<A: Element, B: Weight, const NA: usize, const NB: usize>(
     t.clear(acc);
     let step = a_group.min(b_group);
     let steps = if cfg.scaled { bk / step } else { 0 };
-    let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
-    let sum = (steps > 1 && b_group < a_group).then(|| t.fragment::<f32, 2>([bn, bm]));
-    // Factors of a tile and of the next one.
-    let factors = |rows: usize, group: usize| -> Vec<[Fragment<f32, 1>; 2]> {
-        let groups = if cfg.scaled { bk.div_ceil(group) } else { 0 };
-        (0..groups).map(|_| [t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([rows])]).collect()
-    };
-    let (of_a, of_b) = (factors(bm, a_group), factors(bn, b_group));
+    let wide = if bk.is_multiple_of(a_group) { a_group } else { bk };
+    // Registers for two sums under way, which take turns, and their total.
+    let turns = if bm * bn / cfg.threads > 32 && wide > step { 1 } else { 2 };
+    let part: Vec<_> = (0..steps.min(turns)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
+    let sum = (wide > step).then(|| t.fragment::<f32, 2>([bn, bm]));
+    // Factors are fetched a tile ahead. Behind the last column there are none, which reads as zero.
+    let factors = cfg.scaled.then(|| {
+        let (groups_a, groups_b) = (bk / wide, bk.div_ceil(b_group));
+        let next = (t.fragment::<f32, 2>([bm, groups_a]), t.fragment::<S, 2>([bn, groups_b]));
+        (next, t.shared::<f32, 2>([groups_a, bm]), t.shared::<f32, 2>([groups_b, bn]))
+    });
     let fetch = |depth: Idx| {
-        for (g, [_, next]) in of_a.iter().enumerate() {
-            for i in t.parallel(bm) {
-                next[i] = a_sf(i, (depth + g * a_group) / a_group);
+        if let Some(((next_a, next_b), of_a, of_b)) = factors {
+            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
+                next_a[(i, g)] = a_sf(i, (depth + g * wide) / a_group);
             }
-        }
-        for (g, [_, next]) in of_b.iter().enumerate() {
-            for j in t.parallel(bn) {
-                next[j] = b_sf(j, (depth + g * b_group) / b_group);
+            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
+                next_b[(j, g)] = b_sf(j, depth / b_group + g);
             }
         }
     };
@@ -234,25 +235,30 @@ pub fn multiply_turned<A: Element, B: Weight, const NA: usize, const NB: usize>(
         if !cfg.scaled {
             t.gemm(b_s, a_s.t(), acc);
         }
-        for [now, next] in of_a.iter().chain(&of_b) {
-            t.copy(*next, *now);
-        }
-        fetch(depth + bk);
-        for s in 0..steps {
-            let part = part[s % part.len()];
-            let (left, right) = (b_s.sub((0, s * step), [bn, step]), a_s.sub((0, s * step), [bm, step]));
-            t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
-            let (of_a, of_b) = (of_a[s * step / a_group][0], of_b[s * step / b_group][0]);
-            let (first, last) = (s * step % a_group == 0, (s + 1) * step % a_group == 0 || s + 1 == steps);
-            for (j, i) in t.parallel((bn, bm)) {
-                match sum {
-                    None => acc[(j, i)] = part[(j, i)].mul_add(of_a[i] * of_b[j], acc[(j, i)]),
-                    Some(sum) => {
-                        let all = if first { part[(j, i)] * of_b[j] } else { part[(j, i)].mul_add(of_b[j], sum[(j, i)]) };
-                        if last {
-                            acc[(j, i)] = all.mul_add(of_a[i], acc[(j, i)]);
-                        } else {
-                            sum[(j, i)] = all;
+        if let Some(((next_a, next_b), of_a, of_b)) = factors {
+            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
+                of_a[(g, i)] = next_a[(i, g)];
+            }
+            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
+                of_b[(g, j)] = next_b[(j, g)].cast::<f32>();
+            }
+            fetch(depth + bk);
+            for s in 0..steps {
+                let part = part[s % part.len()];
+                let (left, right) = (b_s.sub((0, s * step), [bn, step]), a_s.sub((0, s * step), [bm, step]));
+                t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
+                let (first, last) = (s * step % wide == 0, (s + 1) * step % wide == 0);
+                for (j, i) in t.parallel((bn, bm)) {
+                    let (of_b, of_a) = (of_b[(s * step / b_group, j)], of_a[(s * step / wide, i)]);
+                    match sum {
+                        None => acc[(j, i)] = part[(j, i)].mul_add(of_b * of_a, acc[(j, i)]),
+                        Some(sum) => {
+                            let all = if first { part[(j, i)] * of_b } else { part[(j, i)].mul_add(of_b, sum[(j, i)]) };
+                            if last {
+                                acc[(j, i)] = all.mul_add(of_a, acc[(j, i)]);
+                            } else {
+                                sum[(j, i)] = all;
+                            }
                         }
                     }
                 }
