@@ -29,7 +29,7 @@ pub fn block_scaled_gemm<A: Element, B: Weight, S: Element, C: Float>(
         |depth| a.at((row, depth)),
         |depth| b.at((col, depth)),
         |i, g| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] },
-        |j, g| b_sf[((col + j) / cfg.b_rows, g)].cast::<f32>(),
+        |j, g| b_sf[((col + j) / cfg.b_rows, g)],
         cfg,
     );
     t.cast(acc, c.at((row, col)));

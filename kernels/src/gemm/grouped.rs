@@ -56,7 +56,7 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
                 c[(row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
         } else {
-            let acc = multiply(t, k, a, b, a_sf, |j, g| b_sf(j, g).cast::<f32>(), cfg);
+            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
             if cfg.zero_padding {
                 for (i, j) in t.parallel((bm, bn)) {
                     acc[(i, j)] = kept(i, acc[(i, j)]);
@@ -134,7 +134,7 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
                 c[(e, row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
         } else {
-            let acc = multiply(t, k, a, b, a_sf, |j, g| b_sf(j, g).cast::<f32>(), cfg);
+            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
             if cfg.zero_padding {
                 for (i, j) in t.parallel((bm, bn)) {
                     acc[(i, j)] = kept(i, acc[(i, j)]);

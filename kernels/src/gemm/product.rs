@@ -97,13 +97,13 @@ impl Weight for f4e2m1 {
 /// Scaled operands: the products of as many columns as share both scale factors (128, or 32 for MXFP4) are summed by the
 /// matrix units, and that sum times the product of the factors is added to the result by a fused multiply-add in f32.
 #[tile]
-pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
+pub fn multiply<A: Element, B: Weight, S: Element, const NA: usize, const NB: usize>(
     t: T,
     k: Idx,
     a: impl Fn(Idx) -> At<A, NA>,
     b: impl Fn(Idx) -> At<B, NB>,
     a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
-    b_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<S>,
     cfg: ProductConfig,
 ) -> Fragment<f32, 2> {
     let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
@@ -116,31 +116,33 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
     let steps = if cfg.scaled { bk / step } else { 0 };
     // Two sums take turns, so that the next one can begin while one is promoted.
     let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bm, bn])).collect();
-    // Factors are fetched ahead, so that no product waits for them: those of rows by a step, those of columns by a tile.
-    // Behind the last column there are none, which reads as zero.
-    let (of_a, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
-    let of_tile = t.local::<f32, 1>([1]);
+    // Factors are fetched a tile ahead and converted when they are wanted, so that no product waits for them. Behind the last
+    // column there are none, which reads as zero.
+    let per_tile = |group: usize| if bk.is_multiple_of(group) { (bk / group).max(1) } else { steps };
+    let (groups_a, groups_b) = if cfg.scaled { (per_tile(a_group), per_tile(b_group)) } else { (0, 0) };
+    let scale = t.fragment::<f32, 1>([bm]);
+    let of_a: Vec<_> = (0..groups_a).map(|_| t.fragment::<f32, 1>([bm])).collect();
     let columns = (cfg.scaled && !cfg.b_rows.is_multiple_of(bn))
-        .then(|| (t.fragment::<f32, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
-    // The factors from a column on, which is `from` columns behind a multiple of `bk`.
-    let fetch = |column: Idx, from: usize| {
-        let begins = |group: usize| !bk.is_multiple_of(group) || from.is_multiple_of(group);
-        if begins(a_group) {
-            for i in t.parallel(bm) {
-                of_a[i] = a_sf(i, column / a_group);
-            }
-        }
-        if columns.is_none() && begins(b_group) {
-            of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+        .then(|| (t.fragment::<S, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
+    let of_tile: Vec<_> = (0..if columns.is_some() { 0 } else { groups_b }).map(|_| t.local::<S, 1>([1])).collect();
+    let fetch_a = |g: usize, depth: Idx| {
+        for i in t.parallel(bm) {
+            of_a[g][i] = a_sf(i, (depth + g * (bk / groups_a)) / a_group);
         }
     };
-    let fetch_columns = |next: Fragment<f32, 2>, depth: Idx| {
+    let fetch_tile = |g: usize, depth: Idx| {
+        of_tile[g][0] = b_sf(Idx::from(0usize), (depth + g * (bk / groups_b)) / b_group);
+    };
+    let fetch_columns = |next: Fragment<S, 2>, depth: Idx| {
         for (j, s) in t.parallel((bn, steps)) {
             next[(j, s)] = b_sf(j, depth / b_group + s * step / b_group);
         }
     };
-    if cfg.scaled {
-        fetch(Idx::from(0usize), 0);
+    for g in 0..groups_a {
+        fetch_a(g, Idx::from(0usize));
+    }
+    for g in 0..of_tile.len() {
+        fetch_tile(g, Idx::from(0usize));
     }
     if let Some((next, _)) = columns {
         fetch_columns(next, Idx::from(0usize));
@@ -160,18 +162,25 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
         }
         if let Some((next, of_b)) = columns {
             for (j, s) in t.parallel((bn, steps)) {
-                of_b[(s, j)] = next[(j, s)];
+                of_b[(s, j)] = next[(j, s)].cast::<f32>();
             }
             fetch_columns(next, depth + bk);
         }
         for s in 0..steps {
-            let (part, column) = (part[s % part.len()], depth + s * step);
+            let part = part[s % part.len()];
+            let (ga, gb) = (s * groups_a / steps, s * groups_b / steps);
             let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
             t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
             for i in t.parallel(bm) {
-                scale[i] = if columns.is_some() { of_a[i] } else { of_a[i] * of_tile[0] };
+                scale[i] = if columns.is_some() { of_a[ga][i] } else { of_a[ga][i] * of_tile[gb][0].cast::<f32>() };
             }
-            fetch(column + step, (s + 1) * step);
+            // The last step with these factors.
+            if (s + 1) * groups_a / steps > ga {
+                fetch_a(ga, depth + bk);
+            }
+            if columns.is_none() && (s + 1) * groups_b / steps > gb {
+                fetch_tile(gb, depth + bk);
+            }
             for (i, j) in t.parallel((bm, bn)) {
                 let scale = columns.map_or(scale[i], |(_, of_b)| scale[i] * of_b[(s, j)]);
                 acc[(i, j)] = part[(i, j)].mul_add(scale, acc[(i, j)]);
