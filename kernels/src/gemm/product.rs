@@ -74,6 +74,9 @@ impl ProductConfig {
     }
 }
 
+/// Registers of a thread for sums.
+const SUMS: usize = 192;
+
 /// An element type of `b`, and the type that it is multiplied as: each value is exact in it.
 pub trait Weight: Element {
     type Wide: Element;
@@ -210,8 +213,8 @@ pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const
     let step = a_group.min(b_group);
     let steps = if cfg.scaled { bk / step } else { 0 };
     let wide = if bk.is_multiple_of(a_group) { a_group } else { bk };
-    // Registers for two sums under way, which take turns, and their total.
-    let turns = if bm * bn / cfg.threads > 32 && wide > step { 1 } else { 2 };
+    // As many sums under way as there are registers for, beside their total and the result.
+    let turns = (SUMS / (bm * bn / cfg.threads).max(1)).saturating_sub(1 + usize::from(wide > step)).clamp(1, 4);
     let part: Vec<_> = (0..steps.min(turns)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
     let sum = (wide > step).then(|| t.fragment::<f32, 2>([bn, bm]));
     // Factors are fetched a tile ahead. Behind the last column there are none, which reads as zero.
