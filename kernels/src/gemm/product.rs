@@ -240,6 +240,16 @@ pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const
     for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
         let depth = ko * bk;
         t.copy(a(depth), a_s);
+        if let Some(((next_a, next_b), of_a, of_b)) = factors {
+            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
+                of_a[(g, i)] = next_a[(i, g)];
+            }
+            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
+                of_b[(g, j)] = next_b[(j, g)].cast::<f32>();
+            }
+            // Early: the fence before the products waits for them.
+            fetch(depth + bk);
+        }
         match narrow {
             Some(narrow) => {
                 t.copy(b(depth), narrow);
@@ -250,14 +260,7 @@ pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const
         if !cfg.scaled {
             t.gemm(b_s, a_s.t(), acc);
         }
-        if let Some(((next_a, next_b), of_a, of_b)) = factors {
-            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
-                of_a[(g, i)] = next_a[(i, g)];
-            }
-            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
-                of_b[(g, j)] = next_b[(j, g)].cast::<f32>();
-            }
-            fetch(depth + bk);
+        if let Some((_, of_a, of_b)) = factors {
             for s in 0..steps {
                 let part = part[s % part.len()];
                 let (left, right) = (b_s.sub((0, s * step), [bn, step]), a_s.sub((0, s * step), [bm, step]));

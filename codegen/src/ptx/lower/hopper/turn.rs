@@ -303,7 +303,11 @@ impl Lowerer<'_> {
         let mut own = registers(plan, p);
         own.extend(product.loads().map(|l| plan.loads[l].buffer));
         let between = ops[..at].iter().filter(|&&op| !self.skip.contains(&op) && !plan.is_copy(op));
-        let apart = between.into_iter().all(|&op| buffers(self.func, op).is_disjoint(&own));
+        // Other products only read the tiles.
+        let apart = between.into_iter().all(|&op| match plan.products.iter().position(|p| p.op == op) {
+            Some(other) => registers(plan, other).is_disjoint(&own),
+            None => buffers(self.func, op).is_disjoint(&own),
+        });
         let flies = |&(q, _): &(usize, u32)| plan.products[q].acc == product.acc;
         (apart && !turn.flying.iter().any(flies)).then_some(p)
     }
