@@ -204,6 +204,11 @@ fn types(c: DType) -> [Operands; 3] {
 }
 
 fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
+    // Groups one after the other are aligned to whole tiles, however few rows they have.
+    let chosen = |types: Operands, rows: usize| match layout {
+        Layout::Masked { .. } => default_config(types).for_rows(rows),
+        Layout::Dense | Layout::Contiguous => default_config(types),
+    };
     let case = |rows: Vec<usize>, n: usize, k: usize, types: Operands, cfg: ProductConfig| {
         let launcher = if matches!(layout, Layout::Masked { .. }) { masked } else { contiguous };
         ScaledProblem { layout, rows, n, k, types, cfg, launcher }.case()
@@ -236,7 +241,7 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
         }
         // Products of the experts of V4-Flash.
         Scale::Representative => {
-            types(DType::BF16).map(|types| case(vec![128, 40, 0, 100], 4096, 2048, types, default_config(types))).into()
+            types(DType::BF16).map(|types| case(vec![128, 40, 0, 100], 4096, 2048, types, chosen(types, 128))).into()
         }
         Scale::Full => {
             let [bf16, fp8, mxfp4] = types(DType::BF16);
@@ -248,14 +253,10 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
                 Layout::Masked { .. } => vec![20; 6],
                 Layout::Dense | Layout::Contiguous => vec![8192; 4],
             };
-            vec![
-                case(many.clone(), 4096, 7168, fp8, default_config(fp8)),
-                case(rows(), 4096, 4096, bf16, default_config(bf16)),
-                case(rows(), 4096, 4096, fp8, default_config(fp8)),
-                case(rows(), 6144, 7168, mxfp4, default_config(mxfp4)),
-                case(rows(), 7168, 3072, mxfp4, default_config(mxfp4)),
-                case(many, 4096, 7168, mxfp4, default_config(mxfp4)),
-            ]
+            let shapes = [(4096, 4096, bf16), (4096, 4096, fp8), (6144, 7168, mxfp4), (7168, 3072, mxfp4)];
+            let several = shapes.map(|(n, k, types)| case(rows(), n, k, types, chosen(types, rows()[0])));
+            let few = [bf16, fp8, mxfp4].map(|types| case(many.clone(), 4096, 7168, types, chosen(types, many[0])));
+            several.into_iter().chain(few).collect()
         }
     }
 }
@@ -300,6 +301,17 @@ impl LibraryKernel for Masked {
 
     fn settings(&self) -> Box<dyn Settings> {
         Box::new(ProductConfig::default())
+    }
+
+    fn settings_at(
+        &self,
+        sizes: &Sizes,
+        dtypes: &Dtypes,
+        settings: &[(String, TuneValue)],
+    ) -> Result<Box<dyn Settings>, ProblemError> {
+        let config = default_config(Operands::of(dtypes));
+        let config = sizes.get("rows").map_or(config, |rows| config.for_rows(rows));
+        Ok(Box::new(apply(config, settings)?))
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {

@@ -21,7 +21,7 @@ pub struct ProductConfig {
     pub bn: usize,
     #[tune(64, 128, 256)]
     pub bk: usize,
-    #[tune(2..=5)]
+    #[tune(2..=8)]
     pub stages: usize,
     #[tune(128, 256)]
     pub threads: usize,
@@ -73,12 +73,12 @@ impl ProductConfig {
 
     /// `b` in MXFP4: groups of 1 x 32.
     pub fn mxfp4() -> ProductConfig {
-        ProductConfig { bk: 128, stages: 4, b_rows: 1, b_group: 32, ..ProductConfig::default() }
+        ProductConfig { bk: 128, stages: 4, b_rows: 1, b_group: 32, turned: true, ..ProductConfig::default() }
     }
 }
 
-/// Registers of a thread for sums.
-const SUMS: usize = 192;
+/// Registers of a thread for sums: of two warpgroups, and of three.
+const SUMS: [usize; 2] = [192, 96];
 
 /// An element type of `b`, and the type that it is multiplied as: each value is exact in it.
 pub trait Weight: Element {
@@ -217,7 +217,8 @@ pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const
     let steps = if cfg.scaled { bk / step } else { 0 };
     let wide = if bk.is_multiple_of(a_group) { a_group } else { bk };
     // As many sums under way as there are registers for, beside their total and the result.
-    let turns = (SUMS / (bm * bn / cfg.threads).max(1)).saturating_sub(1 + usize::from(wide > step)).clamp(1, 4);
+    let registers = SUMS[usize::from(cfg.threads > 256)];
+    let turns = (registers / (bm * bn / cfg.threads).max(1)).saturating_sub(1 + usize::from(wide > step)).clamp(1, 4);
     let part: Vec<_> = (0..steps.min(turns)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
     let sum = (wide > step).then(|| t.fragment::<f32, 2>([bn, bm]));
     // Factors are fetched a tile ahead. Behind the last column there are none, which reads as zero.
