@@ -382,7 +382,11 @@ fn groups_that_share_a_tile_are_refused() -> Result<(), Any> {
             .unwrap_err();
         let error = error.to_string();
         assert!(error.starts_with("kernel `grouped_gemm`"), "{}: {error}", device.name());
-        assert!(error.contains("assertion failed") && error.contains(": rows of two groups share a tile"), "{}: {error}", device.name());
+        assert!(
+            error.contains("assertion failed") && error.contains(": rows of two groups share a tile"),
+            "{}: {error}",
+            device.name()
+        );
     }
     Ok(())
 }

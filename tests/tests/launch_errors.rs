@@ -175,7 +175,10 @@ fn assertions_of_a_running_kernel_are_told_with_place_and_message() {
             values[at] = bad;
             let mut x = DeviceTensor::from_slice([64], &values).unwrap();
             let error = Checked::new().launch(&device.stream(), &mut x).unwrap_err().to_string();
-            assert!(error.starts_with("kernel `checked`: assertion failed at tests/tests/launch_errors.rs:"), "{error}");
+            assert!(
+                error.starts_with("kernel `checked`: assertion failed at tests/tests/launch_errors.rs:"),
+                "{error}"
+            );
             assert!(error.ends_with(&format!(": {message}")), "{}: {error}", device.name());
         }
         let mut x = DeviceTensor::from_slice([64], &[0; 64]).unwrap();

@@ -44,16 +44,19 @@ impl ProductConfig {
     /// The tiles for groups of about `rows` rows each; operands, factors and layout are those of `self`. The order in which the
     /// products of an element are added up is the same whatever `rows` is.
     pub fn for_rows(self, rows: usize) -> ProductConfig {
-        let (low, narrow) = (rows.next_power_of_two().clamp(16, 128), self.turned);
-        match (low, narrow) {
-            (128, true) => ProductConfig { bm: 128, ..self },
-            (_, true) => ProductConfig { bm: low, ..self },
-            (128, false) => self,
-            (64, false) if self.scaled => ProductConfig { bm: 64, bn: 64, bk: 256, stages: 6, threads: 128, ..self },
-            (_, false) if self.scaled => {
+        let low = rows.next_power_of_two().clamp(16, 128);
+        let narrow = self.scaled && self.b_rows == 1;
+        match low {
+            // What a thread does with 192 weights' rows leaves three warpgroups little time to wait for one another.
+            16 | 32 if narrow => ProductConfig { bm: low, bn: 192, bk: 256, stages: 3, threads: 384, ..self },
+            64 if narrow => ProductConfig { bm: 64, bn: 128, bk: 256, stages: 3, threads: 256, ..self },
+            16 | 32 if self.scaled => {
                 ProductConfig { bm: low, bn: 64, bk: 256, stages: 8, threads: 128, turned: true, ..self }
             }
-            (_, false) => ProductConfig { bm: 64, bn: 128, bk: 64, stages: 8, threads: 128, ..self },
+            64 if self.scaled => ProductConfig { bm: 64, bn: 64, bk: 256, stages: 6, threads: 128, ..self },
+            16..=64 => ProductConfig { bm: 64, bn: 128, bk: 64, stages: 8, threads: 128, ..self },
+            _ if self.scaled || rows > 128 => self,
+            _ => ProductConfig { bn: 128, stages: 6, ..self },
         }
     }
 }

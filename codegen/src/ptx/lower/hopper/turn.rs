@@ -229,11 +229,12 @@ impl Lowerer<'_> {
     /// tiles, if nothing else gets in their way.
     fn ahead_ops(&self, plan: &HopperPlan, body: Region) -> Vec<Op> {
         let func = self.func;
-        let works = |&op: &Op| {
-            !self.skip.contains(&op) && !plan.is_copy(op) && func.ops[op].kind.effect() != Effect::Pure
-        };
+        let works =
+            |&op: &Op| !self.skip.contains(&op) && !plan.is_copy(op) && func.ops[op].kind.effect() != Effect::Pure;
         let ops: Vec<Op> = func.regions[body].ops.iter().copied().filter(works).collect();
-        let Some(first) = ops.iter().position(|&op| plan.products.iter().any(|p| p.op == op)) else { return Vec::new() };
+        let Some(first) = ops.iter().position(|&op| plan.products.iter().any(|p| p.op == op)) else {
+            return Vec::new();
+        };
         let (ahead, rest) = ops.split_at(first);
         let made: Vec<_> = plan.loads.iter().filter(|l| l.made.is_some()).collect();
         let straight = |&op: &Op| !matches!(func.ops[op].kind, OpKind::If { .. } | OpKind::While { .. });
@@ -242,7 +243,8 @@ impl Lowerer<'_> {
         for &op in rest {
             for b in buffers(func, op).intersection(&used) {
                 let is_made = made.iter().any(|l| l.buffer == *b);
-                apart &= !writes_within(func, op, *b) && (is_made || !ahead.iter().any(|&o| writes_within(func, o, *b)));
+                apart &=
+                    !writes_within(func, op, *b) && (is_made || !ahead.iter().any(|&o| writes_within(func, o, *b)));
             }
         }
         let one_slot = plan.rings.iter().any(|r| r.kind == RingKind::Streamed && r.stages < 2);
