@@ -5,6 +5,7 @@ use zellige::runtime::{Arg, Device, DynTensor, Sizes};
 use zellige::{GemmPrecision, TuneValue};
 use zellige_codegen::ptx::{Arch, PtxKernel, PtxOptions, compile};
 use zellige_ir::DType;
+use zellige_kernels::gemm::product::ProductConfig;
 use zellige_kernels::inputs::Inputs;
 use zellige_kernels::library::{Case, Problem, Scale, Value, find};
 use zellige_kernels::reference::metrics::{Tolerance, compare};
@@ -445,9 +446,39 @@ fn narrow_operands_are_widened_by_those_who_multiply() {
     for (kernel, name) in cases {
         // One warpgroup, two that share rows, two that share columns.
         for (bm, bn, threads) in [(64, 64, 128), (128, 64, 256), (64, 128, 256)] {
-            let explain = check_scaled(kernel, name, &deep_tile(bm, bn, 64, threads));
-            assert!(explain.iter().any(|e| e.contains("ring of 2 for shared b_s")), "{explain:?}");
+            for turned in [false, true] {
+                let settings = [&deep_tile(bm, bn, 64, threads)[..], &[("turned", TuneValue::Bool(turned))]].concat();
+                let explain = check_scaled(kernel, name, &settings);
+                assert!(explain.iter().any(|e| e.contains("ring of 2 for shared b_s")), "{explain:?}");
+            }
         }
+    }
+}
+
+#[test]
+fn tiles_that_the_loop_fills_are_filled_beside_products() {
+    let settings = [&deep_tile(32, 64, 128, 128)[..], &[("turned", TuneValue::Bool(true))]].concat();
+    let problem = problem_of("masked_gemm", "rows=[0,5,0,33,1] n=72 k=160 f8e4m3xf4e2m1", &settings);
+    let text = ptx(&problem, Arch::Sm90a).ptx;
+    let first = text.find("wgmma.mma_async").unwrap();
+    let wait = first + text[first..].find("wgmma.wait_group").unwrap();
+    // Four products are under way while the next tile is widened.
+    assert_eq!(text[first..wait].matches("wgmma.commit_group").count(), 4, "{text}");
+    assert!(text[first..wait].contains("prmt.b32"), "{text}");
+}
+
+#[test]
+fn few_rows_have_low_tiles() {
+    for (name, turned) in [("bf16xbf16", false), ("f8e4m3xf8e4m3", true), ("f8e4m3xf4e2m1", true)] {
+        let base = match name {
+            "bf16xbf16" => ProductConfig::unscaled(),
+            "f8e4m3xf8e4m3" => ProductConfig::default(),
+            _ => ProductConfig::mxfp4(),
+        };
+        let (few, many) = (base.for_rows(20), base.for_rows(1000));
+        assert_eq!((few.turned, few.bm), (turned, if turned { 32 } else { 64 }), "{name}");
+        assert_eq!((many.bm, many.turned), (128, base.turned), "{name}");
+        assert_eq!((many.a_group, many.b_group, many.scaled), (few.a_group, few.b_group, few.scaled), "{name}");
     }
 }
 

@@ -131,6 +131,7 @@ fn params(
     for slot in &kernel.params {
         let bits = match slot {
             ParamSlot::Counter { .. } => counter,
+            ParamSlot::Failure { .. } => 0,
             ParamSlot::Base { param, .. } => bases[*param as usize].ok_or("a base of no tensor")?,
             ParamSlot::Stride { param, axis, .. } => match &args[*param as usize] {
                 Arg::Tensor(t) => t.strides[*axis as usize] as u64,

@@ -159,6 +159,34 @@ fn assertions_before_the_grid_are_checked_by_the_launcher() {
 }
 
 #[test]
+fn assertions_of_a_running_kernel_are_told_with_place_and_message() {
+    #[kernel]
+    fn checked(t: T, #[dims(n)] x: &mut Tensor<i32, 1>) {
+        let [b] = t.grid([x.dim(0).ceil_div(32)], 32);
+        t.assert(x[b * 32] != 7, "no block begins with 7");
+        for i in t.parallel(32) {
+            t.assert(x[b * 32 + i] < 9, "100% of the elements are below 9");
+        }
+        x[b * 32] = 1;
+    }
+    for device in [Device::cpu(), Device::sim()] {
+        for (at, bad, message) in [(32, 7, "no block begins with 7"), (40, 9, "100% of the elements are below 9")] {
+            let mut values = vec![0; 64];
+            values[at] = bad;
+            let mut x = DeviceTensor::from_slice([64], &values).unwrap();
+            let error = Checked::new().launch(&device.stream(), &mut x).unwrap_err().to_string();
+            assert!(
+                error.starts_with("kernel `checked`: assertion failed at tests/tests/launch_errors.rs:"),
+                "{error}"
+            );
+            assert!(error.ends_with(&format!(": {message}")), "{}: {error}", device.name());
+        }
+        let mut x = DeviceTensor::from_slice([64], &[0; 64]).unwrap();
+        Checked::new().launch(&device.stream(), &mut x).unwrap();
+    }
+}
+
+#[test]
 fn an_unknown_device_is_named_with_those_that_exist() {
     let message = Device::from_name("tpu").unwrap_err().to_string();
     assert!(message.starts_with("no device `tpu`: the devices are: "), "{message}");

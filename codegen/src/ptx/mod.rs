@@ -19,7 +19,7 @@ mod target;
 
 pub use error::CodegenError;
 pub use lower::{Layouts, TileLayout, layouts};
-pub use simt::{GridPlan, MapSpec, ParamSlot};
+pub use simt::{Assertion, GridPlan, MapSpec, ParamSlot};
 pub use target::{Arch, Target};
 
 use pipeline::{barrier, shared};
@@ -76,6 +76,8 @@ pub struct PtxKernel {
     pub threads: u32,
     /// What to pass, in order.
     pub params: Vec<ParamSlot>,
+    /// What it asserts; the number that it records of one that does not hold is its position plus 1.
+    pub assertions: Vec<Assertion>,
     /// How many blocks to launch.
     pub grid: GridPlan,
     /// Blocks of a cluster: the grid's first extent must be a multiple.
@@ -112,6 +114,7 @@ pub fn compile(func: &Func, opts: &PtxOptions) -> Result<PtxKernel, CodegenError
         shared_bytes: kernel.shared_bytes,
         threads: kernel.threads,
         params: kernel.params,
+        assertions: kernel.assertions,
         grid: kernel.grid,
         cluster: kernel.cluster,
         explain,

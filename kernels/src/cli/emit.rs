@@ -132,7 +132,8 @@ fn aligned(func: &Func, params: &[ParamSlot], extents: &[(Dim, usize)]) -> u64 {
             ParamSlot::Base { .. }
             | ParamSlot::Scalar { .. }
             | ParamSlot::TensorMap { .. }
-            | ParamSlot::Counter { .. } => None,
+            | ParamSlot::Counter { .. }
+            | ParamSlot::Failure { .. } => None,
         };
         value.is_some_and(|n: usize| (n as u64).is_multiple_of(ALIGNED))
     };

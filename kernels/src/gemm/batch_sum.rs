@@ -92,7 +92,7 @@ pub fn batch_sum_gemm<E: Weight, S: Element, C: Float>(
         |depth| a.at((depth / width, row, depth % width)),
         |depth| b.at((depth / width, col, depth % width)),
         |i, g| a_sf[(g / groups, row + i, g % groups)],
-        |j, g| b_sf[(g / groups, (col + j) / GROUP, g % groups)].cast::<f32>(),
+        |j, g| b_sf[(g / groups, (col + j) / GROUP, g % groups)],
         cfg.product(),
     );
     t.cast(acc, c.at((row, col)));

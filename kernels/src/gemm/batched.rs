@@ -115,7 +115,7 @@ pub fn batched_gemm<E: Weight, S: Element, C: Float>(
         |i, g| a_sf[(row + i, h, g)],
         |j, g| {
             let block = (col + j) / GROUP;
-            w_sf[if cfg.w_transposed { (h, g, block) } else { (h, block, g) }].cast::<f32>()
+            w_sf[if cfg.w_transposed { (h, g, block) } else { (h, block, g) }]
         },
         cfg.product(),
     );

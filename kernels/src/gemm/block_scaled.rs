@@ -1,6 +1,6 @@
 //! Dense product of FP8 operands, or of FP8 by MXFP4, with scale factors per group of columns.
 
-use super::product::{ProductConfig, Weight, multiply};
+use super::product::{ProductConfig, Weight, multiply, multiply_turned};
 use super::scaled_problem::{Layout, Operands, ScaledProblem, operand_types};
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::TuneValue;
@@ -23,16 +23,17 @@ pub fn block_scaled_gemm<A: Element, B: Weight, S: Element, C: Float>(
     let (bm, bn) = (cfg.bm, cfg.bn);
     let [bx, by] = t.grid([c.dim(1).ceil_div(bn), c.dim(0).ceil_div(bm)], cfg.threads);
     let (row, col) = (by * bm, bx * bn);
-    let acc = multiply(
-        t,
-        a.dim(1),
-        |depth| a.at((row, depth)),
-        |depth| b.at((col, depth)),
-        |i, g| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] },
-        |j, g| b_sf[((col + j) / cfg.b_rows, g)].cast::<f32>(),
-        cfg,
-    );
-    t.cast(acc, c.at((row, col)));
+    let a_sf = |i: Idx, g: Idx| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] };
+    let b_sf = |j: Idx, g: Idx| b_sf[((col + j) / cfg.b_rows, g)];
+    let (k, a, b) = (a.dim(1), |depth: Idx| a.at((row, depth)), |depth: Idx| b.at((col, depth)));
+    if cfg.turned {
+        let acc = multiply_turned(t, k, a, b, a_sf, b_sf, cfg);
+        for (j, i) in t.parallel((bn, bm)) {
+            c[(row + i, col + j)] = acc[(j, i)].cast::<C>();
+        }
+    } else {
+        t.cast(multiply(t, k, a, b, a_sf, b_sf, cfg), c.at((row, col)));
+    }
 }
 
 /// The library's entry.

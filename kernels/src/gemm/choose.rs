@@ -1,4 +1,4 @@
-//! Which tiles suit a product: [`GemmConfig::for_shape`].
+//! Which tiles suit a product: [`GemmConfig::for_shape`], [`ProductConfig::for_rows`].
 //!
 //! The figures are those of an H200 with 132 multiprocessors and 16-bit operands (`benches/gpu/gemm.py`); other devices take
 //! the same tiles. With few rows a product reads its weight once and is done: what counts is that all multiprocessors have a
@@ -6,6 +6,7 @@
 //! idle in the last round.
 
 use super::dense::GemmConfig;
+use super::product::ProductConfig;
 
 /// Multiprocessors that want a tile each.
 pub(super) const MULTIPROCESSORS: usize = 132;
@@ -35,6 +36,27 @@ impl GemmConfig {
                 tile(64, bn, if bn > 32 { 64 } else { 128 }, runs, false)
             }
             _ => many_rows(m, n, runs),
+        }
+    }
+}
+
+impl ProductConfig {
+    /// The tiles for groups of about `rows` rows each; operands, factors and layout are those of `self`. The order in which the
+    /// products of an element are added up is the same whatever `rows` is.
+    pub fn for_rows(self, rows: usize) -> ProductConfig {
+        let low = rows.next_power_of_two().clamp(16, 128);
+        let narrow = self.scaled && self.b_rows == 1;
+        match low {
+            // What a thread does with 192 weights' rows leaves three warpgroups little time to wait for one another.
+            16 | 32 if narrow => ProductConfig { bm: low, bn: 192, bk: 256, stages: 3, threads: 384, ..self },
+            64 if narrow => ProductConfig { bm: 64, bn: 128, bk: 256, stages: 3, threads: 256, ..self },
+            16 | 32 if self.scaled => {
+                ProductConfig { bm: low, bn: 64, bk: 256, stages: 8, threads: 128, turned: true, ..self }
+            }
+            64 if self.scaled => ProductConfig { bm: 64, bn: 64, bk: 256, stages: 6, threads: 128, ..self },
+            16..=64 => ProductConfig { bm: 64, bn: 128, bk: 64, stages: 8, threads: 128, ..self },
+            _ if self.scaled || rows > 128 => self,
+            _ => ProductConfig { bn: 128, stages: 6, ..self },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Products of rows that belong to groups (experts), each group with a matrix of its own: rows of all groups one after
 //! the other, or a fixed number of rows for each group of which the first are in use.
 
-use super::product::{ProductConfig, Weight, multiply};
+use super::product::{ProductConfig, Weight, multiply, multiply_turned};
 use super::scaled_problem::{Layout, Operands, ScaledProblem, operand_types};
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::TuneValue;
@@ -28,8 +28,11 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
     #[dims(positions, n)] c: &mut Tensor<C, 2>,
     #[comptime] cfg: ProductConfig,
 ) {
-    let (bm, bn) = (cfg.bm, cfg.bn);
+    let (bm, bn, k) = (cfg.bm, cfg.bn, a.dim(1));
     let [bx, by] = t.grid([c.dim(1).ceil_div(bn), c.dim(0).ceil_div(bm)], cfg.threads);
+    if cfg.alone {
+        t.clusters(1, 1);
+    }
     let (row, col) = (by * bm, bx * bn);
     let found = pos_to_expert[row];
     if found >= 0 {
@@ -44,21 +47,26 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
                 );
             }
         }
-        let acc = multiply(
-            t,
-            a.dim(1),
-            |depth| a.at((row, depth)),
-            |depth| b.at((e, col, depth)),
-            |i, g| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] },
-            |j, g| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>(),
-            cfg,
-        );
-        if cfg.zero_padding {
-            for (i, j) in t.parallel((bm, bn)) {
-                acc[(i, j)] = select(pos_to_expert[row + i] == found, acc[(i, j)], 0.0);
+        let a_sf = |i: Idx, g: Idx| if cfg.column_major { a_sf[(g, row + i)] } else { a_sf[(row + i, g)] };
+        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)];
+        let (a, b) = (|depth: Idx| a.at((row, depth)), |depth: Idx| b.at((e, col, depth)));
+        let kept = |i: Idx, x: Expr<f32>| {
+            if cfg.zero_padding { select(pos_to_expert[row + i] == found, x, 0.0) } else { x }
+        };
+        if cfg.turned {
+            let acc = multiply_turned(t, k, a, b, a_sf, b_sf, cfg);
+            for (j, i) in t.parallel((bn, bm)) {
+                c[(row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
+        } else {
+            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
+            if cfg.zero_padding {
+                for (i, j) in t.parallel((bm, bn)) {
+                    acc[(i, j)] = kept(i, acc[(i, j)]);
+                }
+            }
+            t.cast(acc, c.at((row, col)));
         }
-        t.cast(acc, c.at((row, col)));
     }
     if cfg.zero_padding {
         if found < 0 {
@@ -69,13 +77,30 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
     }
 }
 
+/// Groups up to which blocks look for the tiles in use; behind that they go over all tiles.
+const FEW_GROUPS: usize = 24;
+
+/// Tile `number` of the tiles of all groups, one group after the other: the group, the tile's number in the group, and whether
+/// there are so many. `tiles` gives the tiles of a group.
+#[tile]
+fn tile_among(number: Expr<i32>, groups: usize, tiles: impl Fn(usize) -> Expr<i32>) -> (Idx, Idx, Expr<bool>) {
+    let (mut group, mut first, mut end) = (lit::<i32>(0), lit::<i32>(0), lit::<i32>(0));
+    for e in 0..groups {
+        end = end + tiles(e);
+        let behind = number >= end;
+        group = select(behind, e as i32 + 1, group);
+        first = select(behind, end, first);
+    }
+    (group.to_index(), (number - first).to_index(), number < end)
+}
+
 /// A fixed number of rows for each group, the first `counts[e]` in use: `C[e, i, n] = sum_k A[e, i, k] B[e, n, k]`, with scale
 /// factors as in [`block_scaled_gemm`](super::block_scaled::block_scaled_gemm) if `cfg.scaled`. `a` [experts, rows, K], `b`
 /// [experts, N, K], `counts` `[experts]`, at most `rows` each.
 ///
 /// Tiles without a row in use are neither computed nor written, the other rows of a tile hold nothing in particular; with
 /// `cfg.zero_padding` both are zero.
-#[kernel(static_dims(n, k))]
+#[kernel(static_dims(n, k, experts))]
 pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     t: T,
     #[dims(experts, rows, k)] a: &Tensor<A, 3>,
@@ -87,28 +112,54 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     #[comptime] cfg: ProductConfig,
 ) {
     let (bm, bn) = (cfg.bm, cfg.bn);
-    let [bx, by, e] = t.grid((c.dim(2).ceil_div(bn), c.dim(1).ceil_div(bm), c.dim(0)), cfg.threads);
+    let (groups, room, k) = (c.static_dim(0), c.dim(1).ceil_div(bm), a.dim(2));
+    // Blocks that run at once share a group's rows, and those with nothing to do come last.
+    let [bx, number] = t.grid([c.dim(2).ceil_div(bn), room * groups], cfg.threads);
+    t.block_order_panel(1);
+    if cfg.alone {
+        t.clusters(1, 1);
+    }
+    let few = groups <= FEW_GROUPS;
+    let in_use = |e: usize| (counts[e] + (bm as i32 - 1)) / bm as i32;
+    let (e, by, has_rows) = if few {
+        tile_among(number.cast::<i32>(), groups, in_use)
+    } else {
+        let (e, by) = (number % groups, number / groups);
+        (e, by, by * bm < counts[e].to_index())
+    };
     let (row, col) = (by * bm, bx * bn);
-    let count = counts[e].to_index();
-    if row < count {
-        let acc = multiply(
-            t,
-            a.dim(2),
-            |depth| a.at((e, row, depth)),
-            |depth| b.at((e, col, depth)),
-            |i, g| if cfg.column_major { a_sf[(e, g, row + i)] } else { a_sf[(e, row + i, g)] },
-            |j, g| b_sf[(e, (col + j) / cfg.b_rows, g)].cast::<f32>(),
-            cfg,
-        );
-        if cfg.zero_padding {
-            for (i, j) in t.parallel((bm, bn)) {
-                acc[(i, j)] = select(row + i < count, acc[(i, j)], 0.0);
+    if has_rows {
+        let count = counts[e].to_index();
+        let a_sf = |i: Idx, g: Idx| if cfg.column_major { a_sf[(e, g, row + i)] } else { a_sf[(e, row + i, g)] };
+        let b_sf = |j: Idx, g: Idx| b_sf[(e, (col + j) / cfg.b_rows, g)];
+        let (a, b) = (|depth: Idx| a.at((e, row, depth)), |depth: Idx| b.at((e, col, depth)));
+        let kept = |i: Idx, x: Expr<f32>| if cfg.zero_padding { select(row + i < count, x, 0.0) } else { x };
+        if cfg.turned {
+            let acc = multiply_turned(t, k, a, b, a_sf, b_sf, cfg);
+            for (j, i) in t.parallel((bn, bm)) {
+                c[(e, row + i, col + j)] = kept(i, acc[(j, i)]).cast::<C>();
             }
+        } else {
+            let acc = multiply(t, k, a, b, a_sf, b_sf, cfg);
+            if cfg.zero_padding {
+                for (i, j) in t.parallel((bm, bn)) {
+                    acc[(i, j)] = kept(i, acc[(i, j)]);
+                }
+            }
+            t.cast(acc, c.at((e, row, col)));
         }
-        t.cast(acc, c.at((e, row, col)));
     }
     if cfg.zero_padding {
-        if row >= count {
+        if !has_rows {
+            let (e, by) = if few {
+                let used = (0..groups).fold(lit::<i32>(0), |sum, e| sum + in_use(e));
+                let left = |e: usize| room.cast::<i32>() - in_use(e);
+                let (e, by, _) = tile_among(number.cast::<i32>() - used, groups, left);
+                (e, by + (counts[e].to_index()).ceil_div(bm))
+            } else {
+                (e, by)
+            };
+            let (row, col) = (by * bm, bx * bn);
             let zeros = t.fragment::<C, 2>([bm, bn]);
             t.clear(zeros);
             t.copy(zeros, c.at((e, row, col)));
@@ -153,6 +204,11 @@ fn types(c: DType) -> [Operands; 3] {
 }
 
 fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
+    // Groups one after the other are aligned to whole tiles, however few rows they have.
+    let chosen = |types: Operands, rows: usize| match layout {
+        Layout::Masked { .. } => default_config(types).for_rows(rows),
+        Layout::Dense | Layout::Contiguous => default_config(types),
+    };
     let case = |rows: Vec<usize>, n: usize, k: usize, types: Operands, cfg: ProductConfig| {
         let launcher = if matches!(layout, Layout::Masked { .. }) { masked } else { contiguous };
         ScaledProblem { layout, rows, n, k, types, cfg, launcher }.case()
@@ -185,7 +241,7 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
         }
         // Products of the experts of V4-Flash.
         Scale::Representative => {
-            types(DType::BF16).map(|types| case(vec![128, 40, 0, 100], 4096, 2048, types, default_config(types))).into()
+            types(DType::BF16).map(|types| case(vec![128, 40, 0, 100], 4096, 2048, types, chosen(types, 128))).into()
         }
         Scale::Full => {
             let [bf16, fp8, mxfp4] = types(DType::BF16);
@@ -197,13 +253,10 @@ fn cases(layout: Layout, scale: Scale) -> Vec<Case> {
                 Layout::Masked { .. } => vec![20; 6],
                 Layout::Dense | Layout::Contiguous => vec![8192; 4],
             };
-            vec![
-                case(many, 4096, 7168, fp8, default_config(fp8)),
-                case(rows(), 4096, 4096, bf16, default_config(bf16)),
-                case(rows(), 4096, 4096, fp8, default_config(fp8)),
-                case(rows(), 6144, 7168, mxfp4, default_config(mxfp4)),
-                case(rows(), 7168, 3072, mxfp4, default_config(mxfp4)),
-            ]
+            let shapes = [(4096, 4096, bf16), (4096, 4096, fp8), (6144, 7168, mxfp4), (7168, 3072, mxfp4)];
+            let several = shapes.map(|(n, k, types)| case(rows(), n, k, types, chosen(types, rows()[0])));
+            let few = [bf16, fp8, mxfp4].map(|types| case(many.clone(), 4096, 7168, types, chosen(types, many[0])));
+            several.into_iter().chain(few).collect()
         }
     }
 }
@@ -248,6 +301,17 @@ impl LibraryKernel for Masked {
 
     fn settings(&self) -> Box<dyn Settings> {
         Box::new(ProductConfig::default())
+    }
+
+    fn settings_at(
+        &self,
+        sizes: &Sizes,
+        dtypes: &Dtypes,
+        settings: &[(String, TuneValue)],
+    ) -> Result<Box<dyn Settings>, ProblemError> {
+        let config = default_config(Operands::of(dtypes));
+        let config = sizes.get("rows").map_or(config, |rows| config.for_rows(rows));
+        Ok(Box::new(apply(config, settings)?))
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {

@@ -21,7 +21,7 @@ pub struct ProductConfig {
     pub bn: usize,
     #[tune(64, 128, 256)]
     pub bk: usize,
-    #[tune(2..=5)]
+    #[tune(2..=8)]
     pub stages: usize,
     #[tune(128, 256)]
     pub threads: usize,
@@ -35,6 +35,11 @@ pub struct ProductConfig {
     pub b_group: usize,
     /// The scale factors of `a` lie as `[groups, rows rounded up to 4]`; otherwise as `[rows, groups]`.
     pub column_major: bool,
+    /// The rows of `b` are those of the matrix units' tiles, of which there must be 64 for a warpgroup, and the rows of `a` their
+    /// columns: few of these are worth a tile then. For grouped products.
+    pub turned: bool,
+    /// Blocks fetch the rows of `a` on their own; otherwise neighbours along N share them. For grouped products.
+    pub alone: bool,
     /// Rows that belong to no group are written as zeros; otherwise they hold nothing in particular. Not for dense products.
     pub zero_padding: bool,
 }
@@ -53,6 +58,8 @@ impl Default for ProductConfig {
             b_rows: 128,
             b_group: 128,
             column_major: false,
+            turned: false,
+            alone: false,
             zero_padding: false,
         }
     }
@@ -66,9 +73,12 @@ impl ProductConfig {
 
     /// `b` in MXFP4: groups of 1 x 32.
     pub fn mxfp4() -> ProductConfig {
-        ProductConfig { bk: 128, stages: 4, b_rows: 1, b_group: 32, ..ProductConfig::default() }
+        ProductConfig { bk: 128, stages: 4, b_rows: 1, b_group: 32, turned: true, ..ProductConfig::default() }
     }
 }
+
+/// Registers of a thread for sums: of two warpgroups, and of three.
+const SUMS: [usize; 2] = [192, 96];
 
 /// An element type of `b`, and the type that it is multiplied as: each value is exact in it.
 pub trait Weight: Element {
@@ -93,13 +103,13 @@ impl Weight for f4e2m1 {
 /// Scaled operands: the products of as many columns as share both scale factors (128, or 32 for MXFP4) are summed by the
 /// matrix units, and that sum times the product of the factors is added to the result by a fused multiply-add in f32.
 #[tile]
-pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
+pub fn multiply<A: Element, B: Weight, S: Element, const NA: usize, const NB: usize>(
     t: T,
     k: Idx,
     a: impl Fn(Idx) -> At<A, NA>,
     b: impl Fn(Idx) -> At<B, NB>,
     a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
-    b_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<S>,
     cfg: ProductConfig,
 ) -> Fragment<f32, 2> {
     let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
@@ -112,31 +122,33 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
     let steps = if cfg.scaled { bk / step } else { 0 };
     // Two sums take turns, so that the next one can begin while one is promoted.
     let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bm, bn])).collect();
-    // Factors are fetched ahead, so that no product waits for them: those of rows by a step, those of columns by a tile.
-    // Behind the last column there are none, which reads as zero.
-    let (of_a, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
-    let of_tile = t.local::<f32, 1>([1]);
+    // Factors are fetched a tile ahead and converted when they are wanted, so that no product waits for them. Behind the last
+    // column there are none, which reads as zero.
+    let per_tile = |group: usize| if bk.is_multiple_of(group) { (bk / group).max(1) } else { steps };
+    let (groups_a, groups_b) = if cfg.scaled { (per_tile(a_group), per_tile(b_group)) } else { (0, 0) };
+    let scale = t.fragment::<f32, 1>([bm]);
+    let of_a: Vec<_> = (0..groups_a).map(|_| t.fragment::<f32, 1>([bm])).collect();
     let columns = (cfg.scaled && !cfg.b_rows.is_multiple_of(bn))
-        .then(|| (t.fragment::<f32, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
-    // The factors from a column on, which is `from` columns behind a multiple of `bk`.
-    let fetch = |column: Idx, from: usize| {
-        let begins = |group: usize| !bk.is_multiple_of(group) || from.is_multiple_of(group);
-        if begins(a_group) {
-            for i in t.parallel(bm) {
-                of_a[i] = a_sf(i, column / a_group);
-            }
-        }
-        if columns.is_none() && begins(b_group) {
-            of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+        .then(|| (t.fragment::<S, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
+    let of_tile: Vec<_> = (0..if columns.is_some() { 0 } else { groups_b }).map(|_| t.local::<S, 1>([1])).collect();
+    let fetch_a = |g: usize, depth: Idx| {
+        for i in t.parallel(bm) {
+            of_a[g][i] = a_sf(i, (depth + g * (bk / groups_a)) / a_group);
         }
     };
-    let fetch_columns = |next: Fragment<f32, 2>, depth: Idx| {
+    let fetch_tile = |g: usize, depth: Idx| {
+        of_tile[g][0] = b_sf(Idx::from(0usize), (depth + g * (bk / groups_b)) / b_group);
+    };
+    let fetch_columns = |next: Fragment<S, 2>, depth: Idx| {
         for (j, s) in t.parallel((bn, steps)) {
             next[(j, s)] = b_sf(j, depth / b_group + s * step / b_group);
         }
     };
-    if cfg.scaled {
-        fetch(Idx::from(0usize), 0);
+    for g in 0..groups_a {
+        fetch_a(g, Idx::from(0usize));
+    }
+    for g in 0..of_tile.len() {
+        fetch_tile(g, Idx::from(0usize));
     }
     if let Some((next, _)) = columns {
         fetch_columns(next, Idx::from(0usize));
@@ -156,21 +168,119 @@ pub fn multiply<A: Element, B: Weight, const NA: usize, const NB: usize>(
         }
         if let Some((next, of_b)) = columns {
             for (j, s) in t.parallel((bn, steps)) {
-                of_b[(s, j)] = next[(j, s)];
+                of_b[(s, j)] = next[(j, s)].cast::<f32>();
             }
             fetch_columns(next, depth + bk);
         }
         for s in 0..steps {
-            let (part, column) = (part[s % part.len()], depth + s * step);
+            let part = part[s % part.len()];
+            let (ga, gb) = (s * groups_a / steps, s * groups_b / steps);
             let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
             t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
             for i in t.parallel(bm) {
-                scale[i] = if columns.is_some() { of_a[i] } else { of_a[i] * of_tile[0] };
+                scale[i] = if columns.is_some() { of_a[ga][i] } else { of_a[ga][i] * of_tile[gb][0].cast::<f32>() };
             }
-            fetch(column + step, (s + 1) * step);
+            // The last step with these factors.
+            if (s + 1) * groups_a / steps > ga {
+                fetch_a(ga, depth + bk);
+            }
+            if columns.is_none() && (s + 1) * groups_b / steps > gb {
+                fetch_tile(gb, depth + bk);
+            }
             for (i, j) in t.parallel((bm, bn)) {
                 let scale = columns.map_or(scale[i], |(_, of_b)| scale[i] * of_b[(s, j)]);
                 acc[(i, j)] = part[(i, j)].mul_add(scale, acc[(i, j)]);
+            }
+        }
+    }
+    acc
+}
+
+/// As [`multiply`], of `B A^T`: `cfg.bn` x `cfg.bm`. Sums of narrow groups of `b` times their factors are added up as far as columns
+/// share a factor of `a`, and then multiplied by that.
+#[tile]
+pub fn multiply_turned<A: Element, B: Weight, S: Element, const NA: usize, const NB: usize>(
+    t: T,
+    k: Idx,
+    a: impl Fn(Idx) -> At<A, NA>,
+    b: impl Fn(Idx) -> At<B, NB>,
+    a_sf: impl Fn(Idx, Idx) -> Expr<f32>,
+    b_sf: impl Fn(Idx, Idx) -> Expr<S>,
+    cfg: ProductConfig,
+) -> Fragment<f32, 2> {
+    let ProductConfig { bm, bn, bk, a_group, b_group, .. } = cfg;
+    let (a_s, b_s) = (t.shared::<A, 2>([bm, bk]), t.shared::<B::Wide, 2>([bn, bk]));
+    let narrow = (B::DTYPE != B::Wide::DTYPE).then(|| t.shared::<B, 2>([bn, bk]));
+    let acc = t.fragment::<f32, 2>([bn, bm]);
+    t.clear(acc);
+    let step = a_group.min(b_group);
+    let steps = if cfg.scaled { bk / step } else { 0 };
+    let wide = if bk.is_multiple_of(a_group) { a_group } else { bk };
+    // As many sums under way as there are registers for, beside their total and the result.
+    let registers = SUMS[usize::from(cfg.threads > 256)];
+    let turns = (registers / (bm * bn / cfg.threads).max(1)).saturating_sub(1 + usize::from(wide > step)).clamp(1, 4);
+    let part: Vec<_> = (0..steps.min(turns)).map(|_| t.fragment::<f32, 2>([bn, bm])).collect();
+    let sum = (wide > step).then(|| t.fragment::<f32, 2>([bn, bm]));
+    // Factors are fetched a tile ahead. Behind the last column there are none, which reads as zero.
+    let factors = cfg.scaled.then(|| {
+        let (groups_a, groups_b) = (bk / wide, bk.div_ceil(b_group));
+        let next = (t.fragment::<f32, 2>([bm, groups_a]), t.fragment::<S, 2>([bn, groups_b]));
+        (next, t.shared::<f32, 2>([groups_a, bm]), t.shared::<f32, 2>([groups_b, bn]))
+    });
+    let fetch = |depth: Idx| {
+        if let Some(((next_a, next_b), of_a, of_b)) = factors {
+            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
+                next_a[(i, g)] = a_sf(i, (depth + g * wide) / a_group);
+            }
+            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
+                next_b[(j, g)] = b_sf(j, depth / b_group + g);
+            }
+        }
+    };
+    fetch(Idx::from(0usize));
+    for ko in t.pipelined(k.ceil_div(bk), cfg.stages) {
+        let depth = ko * bk;
+        t.copy(a(depth), a_s);
+        if let Some(((next_a, next_b), of_a, of_b)) = factors {
+            for (i, g) in t.parallel((bm, of_a.shape()[0])) {
+                of_a[(g, i)] = next_a[(i, g)];
+            }
+            for (j, g) in t.parallel((bn, of_b.shape()[0])) {
+                of_b[(g, j)] = next_b[(j, g)].cast::<f32>();
+            }
+            // Early: the fence before the products waits for them.
+            fetch(depth + bk);
+        }
+        match narrow {
+            Some(narrow) => {
+                t.copy(b(depth), narrow);
+                t.cast(narrow, b_s);
+            }
+            None => t.cast(b(depth), b_s),
+        }
+        if !cfg.scaled {
+            t.gemm(b_s, a_s.t(), acc);
+        }
+        if let Some((_, of_a, of_b)) = factors {
+            for s in 0..steps {
+                let part = part[s % part.len()];
+                let (left, right) = (b_s.sub((0, s * step), [bn, step]), a_s.sub((0, s * step), [bm, step]));
+                t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
+                let (first, last) = (s * step % wide == 0, (s + 1) * step % wide == 0);
+                for (j, i) in t.parallel((bn, bm)) {
+                    let (of_b, of_a) = (of_b[(s * step / b_group, j)], of_a[(s * step / wide, i)]);
+                    match sum {
+                        None => acc[(j, i)] = part[(j, i)].mul_add(of_b * of_a, acc[(j, i)]),
+                        Some(sum) => {
+                            let all = if first { part[(j, i)] * of_b } else { part[(j, i)].mul_add(of_b, sum[(j, i)]) };
+                            if last {
+                                acc[(j, i)] = all.mul_add(of_a, acc[(j, i)]);
+                            } else {
+                                sum[(j, i)] = all;
+                            }
+                        }
+                    }
+                }
             }
         }
     }

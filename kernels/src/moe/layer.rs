@@ -173,7 +173,7 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
     /// How products with the routed experts' weights are computed, in tiles of `rows`.
     fn product(group: usize, rows: usize) -> ProductConfig {
         let base = if W::DTYPE == DType::F4E2M1 { ProductConfig::mxfp4() } else { ProductConfig::default() };
-        ProductConfig { bm: rows, a_group: group, ..base }
+        ProductConfig { bm: rows, a_group: group, ..base.for_rows(rows) }
     }
 
     /// Puts a layer together. `gate` is the router's weight [experts, hidden].
@@ -319,7 +319,9 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
         shared: &SharedExpert<S>,
     ) -> Result<DeviceTensor<bf16, 2>, LayerError> {
         let tokens = codes.shape()[0];
-        let config = ProductConfig { bm: tile_rows(tokens, 1), a_group: self.config.group, ..ProductConfig::default() };
+        let rows = tile_rows(tokens, 1);
+        let base = ProductConfig::default().for_rows(rows);
+        let config = ProductConfig { bm: rows, a_group: self.config.group, ..base };
         let product = BlockScaledGemm::<f8e4m3, f8e4m3, S, bf16>::new(config);
         let mut projected = DeviceTensor::zeros([tokens, shared.gate_up.shape()[0]])?;
         product.launch(stream, codes, sf, &shared.gate_up, &shared.gate_up_sf, &mut projected)?;

@@ -105,9 +105,11 @@ fn aligned(params: &[ParamSlot], wanted: u64, launch: &Launch<'_>) -> u64 {
             let tensor = launch.args[*param as usize].tensor().expect("the signature says this is a tensor");
             (tensor.strides()[*axis as usize] as u64).is_multiple_of(ALIGNED)
         }
-        ParamSlot::Base { .. } | ParamSlot::Scalar { .. } | ParamSlot::TensorMap { .. } | ParamSlot::Counter { .. } => {
-            false
-        }
+        ParamSlot::Base { .. }
+        | ParamSlot::Scalar { .. }
+        | ParamSlot::TensorMap { .. }
+        | ParamSlot::Counter { .. }
+        | ParamSlot::Failure { .. } => false,
     };
     let slots = params.iter().take(u64::BITS as usize).enumerate();
     slots.filter(|&(i, slot)| wanted >> i & 1 == 1 && is_aligned(slot)).fold(0, |bits, (i, _)| bits | 1 << i)
@@ -142,12 +144,14 @@ fn maps_fit(kernel: &PtxKernel, launch: &Launch<'_>) -> bool {
             | ParamSlot::Stride { .. }
             | ParamSlot::Dim { .. }
             | ParamSlot::Scalar { .. }
-            | ParamSlot::Counter { .. } => true,
+            | ParamSlot::Counter { .. }
+            | ParamSlot::Failure { .. } => true,
         })
 }
 
 /// The values of the kernel's parameters; `base` gives the device address of the tensor argument at a position, `encode` the
-/// device's form of a tensor map, `counter` the device address of a 32-bit zero that no other launch uses meanwhile.
+/// device's form of a tensor map, `counter` the device address of a 32-bit zero that no other launch uses meanwhile, `failure`
+/// that of the record of an assertion that does not hold.
 ///
 /// # Errors
 /// If a dim is larger than compiled index arithmetic allows, or the device refuses a tensor map.
@@ -157,6 +161,7 @@ pub(super) fn values(
     device: &str,
     base: impl Fn(usize) -> u64,
     counter: impl Fn() -> u64,
+    failure: impl Fn() -> u64,
     encode: impl Fn(&MapSpec, &MapTensor) -> Result<[u8; 128], String>,
 ) -> Result<Vec<ParamBytes>, LaunchError> {
     let fail = |cause: String| LaunchError::Device { kernel: launch.kernel, device: device.to_owned(), cause };
@@ -184,6 +189,7 @@ pub(super) fn values(
                     Arg::Read(_) | Arg::Write(_) => unreachable!("the signature says this is a scalar"),
                 },
                 ParamSlot::Counter { .. } => ParamBytes::word(counter()),
+                ParamSlot::Failure { .. } => ParamBytes::word(failure()),
                 ParamSlot::TensorMap { param, name, map } => {
                     let tensor =
                         map_tensor(*param, launch, base(*param as usize)).expect("the signature says this is a tensor");

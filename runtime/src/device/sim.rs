@@ -3,9 +3,9 @@
 use super::ptx_args::{self, Loaded, MapTensor};
 use super::{Backend, Bound, Executable, Launch};
 use crate::launch::{Arg, LaunchError};
-use crate::sim::{LaunchDims, Module, ParamBlock, Recording, SimOptions, Swizzle, TensorElem, TensorMap};
+use crate::sim::{FaultKind, LaunchDims, Module, ParamBlock, Recording, SimOptions, Swizzle, TensorElem, TensorMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use zellige_codegen::ptx::{Arch, MapSpec, PtxKernel, PtxOptions};
+use zellige_codegen::ptx::{Arch, Assertion, MapSpec, PtxKernel, PtxOptions};
 use zellige_ir::{DType, Func};
 
 const NAME: &str = "sim";
@@ -133,7 +133,10 @@ impl Bound for BoundSimulated<'_> {
         let counter_place = memory.len();
         let counter = Recording::base(counter_place);
         memory.push(("counter of blocks".to_owned(), vec![0; WORD]));
-        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], || counter, encode)?;
+        let failure_place = memory.len();
+        let failure = Recording::base(failure_place);
+        memory.push(("record of failures".to_owned(), vec![0; WORD]));
+        let values = ptx_args::values(kernel, call, NAME, |i| addresses[i], || counter, || failure, encode)?;
         let params = kernel
             .params
             .iter()
@@ -155,6 +158,13 @@ impl Bound for BoundSimulated<'_> {
         let replay = recording.replay(&simulated.module, &SimOptions::default()).map_err(|e| fail(e.to_string()))?;
         if let Some(recordings) = &self.kernels.recordings {
             recordings.lock().unwrap_or_else(PoisonError::into_inner).push(recording);
+        }
+        let number = u32::from_le_bytes(replay.memory[failure_place][..].try_into().unwrap_or_default());
+        let broken = number.checked_sub(1).and_then(|at| kernel.assertions.get(at as usize));
+        if let Some(Assertion { place, message }) = broken.cloned()
+            && replay.report.faults.iter().all(|f| f.kind == FaultKind::Trap)
+        {
+            return Err(LaunchError::AssertFailed { kernel: call.kernel, place, message });
         }
         if !replay.report.faults.is_empty() {
             return Err(fail(replay.report.describe()));

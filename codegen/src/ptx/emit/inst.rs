@@ -1,5 +1,6 @@
 //! The PTX spelling of each SIMT op that is not control flow.
 
+use super::names::Names;
 use super::{ARENA, Emitter, local_name};
 use crate::ptx::simt::{
     Addr, AtomOp, Bin, Cmp, MemTy, Num, ObjKind, Packed, Roles, Round, ShflMode, SimtOp, Ty, Un, Val, VoteMode,
@@ -364,7 +365,15 @@ impl Emitter<'_> {
             | SimtOp::StMatrix { .. } => self.hopper(op),
             SimtOp::BarWarp {} => self.line("bar.warp.sync -1;"),
             SimtOp::Fence {} => self.line("fence.acq_rel.gpu;"),
-            SimtOp::Trap {} => self.line("trap;"),
+            SimtOp::Fail { record, number } => {
+                let record = self.reg(*record);
+                let p = Names::register(Ty::Pred, self.names.fresh(Ty::Pred));
+                self.write_line(format_args!("setp.ne.b64 {p}, {record}, 0;"));
+                self.write_line(format_args!("@{p} st.relaxed.sys.global.u32 [{record}], {number};"));
+                // The record has arrived before the launch ends.
+                self.line("fence.acq_rel.sys;");
+                self.line("trap;");
+            }
             SimtOp::Print { format, args } => self.print(format, args),
             SimtOp::For { .. } | SimtOp::If { .. } | SimtOp::While { .. } => self.control(op),
         }

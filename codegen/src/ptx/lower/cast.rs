@@ -78,13 +78,10 @@ fn magnitudes_and_signs(b: &mut Builder, word: Val, last: bool) -> (Val, Val) {
     let (mask, half, nibble) = (b.c32(0x7777_7777), b.c32(16), b.c32(4));
     let picks = b.bin(Bin::And, Num::B32, word, mask);
     let picks = if last { b.bin(Bin::Shr, Num::U32, picks, half) } else { picks };
-    // Each byte twice: the lower nibble's sign moves up in the first, the upper one's is in place in the second.
-    let twice = b.prmt(word, word, if last { 0x3322 } else { 0x1100 });
-    let (first, second) = (b.c32(0x0080_0080), b.c32(0x8000_8000));
-    let low = b.bin(Bin::Shl, Num::B32, twice, nibble);
-    let low = b.bin(Bin::And, Num::B32, low, first);
-    let high = b.bin(Bin::And, Num::B32, twice, second);
-    (picks, b.bin(Bin::Or, Num::B32, low, high))
+    // The signs of upper nibbles are in place, those of lower ones in the word moved by a nibble.
+    let (moved, highest) = (b.bin(Bin::Shl, Num::B32, word, nibble), b.c32(0x8080_8080));
+    let spread = b.prmt(word, moved, if last { 0x3726 } else { 0x1504 });
+    (picks, b.bin(Bin::And, Num::B32, spread, highest))
 }
 
 fn look_up(b: &mut Builder, table: [i64; 2], picks: Val) -> Val {

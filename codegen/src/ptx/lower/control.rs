@@ -147,23 +147,12 @@ impl Lowerer<'_> {
         if self.b.as_const(failed) == Some(0) {
             return Ok(());
         }
-        let first = self.first_thread();
-        let at = self.span(op);
+        let at = self.span(op).to_string();
+        let number = self.b.kernel.assertion(&at, message);
+        let slot = self.b.kernel.failure_slot();
         let (then_body, ()) = self.b.in_block(false, |b| {
-            let format = format!("{at}: assertion failed: {message}\n").replace('%', "%%");
-            match lane {
-                Some(_) => {
-                    b.push(SimtOp::Print { format, args: Default::default() });
-                }
-                None => {
-                    let (print, ()) = b.in_block(false, |b| {
-                        b.push(SimtOp::Print { format, args: Default::default() });
-                    });
-                    let (nothing, ()) = b.in_block(false, |_| ());
-                    b.push(SimtOp::If { cond: first, uniform: false, then_body: print, else_body: nothing });
-                }
-            }
-            b.push(SimtOp::Trap {});
+            let record = b.param(Ty::B64, slot);
+            b.push(SimtOp::Fail { record, number });
         });
         let (else_body, ()) = self.b.in_block(false, |_| ());
         self.b.push(SimtOp::If { cond: failed, uniform: lane.is_none(), then_body, else_body });

@@ -55,7 +55,8 @@ pub fn alignable(func: &Func) -> u64 {
         | ParamSlot::Base { .. }
         | ParamSlot::Scalar { .. }
         | ParamSlot::TensorMap { .. }
-        | ParamSlot::Counter { .. } => bits,
+        | ParamSlot::Counter { .. }
+        | ParamSlot::Failure { .. } => bits,
     })
 }
 
@@ -86,7 +87,8 @@ impl Lowerer<'_> {
                 ParamSlot::Base { .. }
                 | ParamSlot::Stride { .. }
                 | ParamSlot::TensorMap { .. }
-                | ParamSlot::Counter { .. } => {}
+                | ParamSlot::Counter { .. }
+                | ParamSlot::Failure { .. } => {}
             }
         }
         let facts = Facts::of(func);

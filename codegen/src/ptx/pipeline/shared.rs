@@ -90,7 +90,7 @@ impl Lives<'_> {
                 SimtOp::While { before, body, .. } => self.nested(&[*before, *body], true),
                 SimtOp::If { then_body, else_body, .. } => self.nested(&[*then_body, *else_body], false),
                 _ => debug_assert!(
-                    op.effect() != Effect::Control || matches!(op, SimtOp::Trap {} | SimtOp::Print { .. })
+                    op.effect() != Effect::Control || matches!(op, SimtOp::Fail { .. } | SimtOp::Print { .. })
                 ),
             }
         }

@@ -119,6 +119,16 @@ pub enum ParamSlot {
     TensorMap { param: u32, name: String, map: MapSpec },
     /// Address of a 32-bit counter that is 0 and that the kernel leaves at 0. Launches that may overlap need one each.
     Counter { name: String },
+    /// Address of a 32-bit record for the number of an assertion that does not hold; null if nobody reads it.
+    Failure { name: String },
+}
+
+/// What the kernel asserts at one place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Assertion {
+    /// The author's place.
+    pub place: String,
+    pub message: String,
 }
 
 /// Element types are stored by name.
@@ -174,7 +184,10 @@ impl ParamSlot {
     /// Width in bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            ParamSlot::Base { .. } | ParamSlot::Stride { .. } | ParamSlot::Counter { .. } => 8,
+            ParamSlot::Base { .. }
+            | ParamSlot::Stride { .. }
+            | ParamSlot::Counter { .. }
+            | ParamSlot::Failure { .. } => 8,
             ParamSlot::Dim { .. } => 4,
             ParamSlot::Scalar { dtype, .. } => match dtype {
                 DType::Bool => 4,
@@ -192,7 +205,8 @@ impl ParamSlot {
             | ParamSlot::Stride { .. }
             | ParamSlot::Dim { .. }
             | ParamSlot::Scalar { .. }
-            | ParamSlot::Counter { .. } => self.bytes(),
+            | ParamSlot::Counter { .. }
+            | ParamSlot::Failure { .. } => self.bytes(),
         }
     }
 
@@ -203,7 +217,8 @@ impl ParamSlot {
             | ParamSlot::Dim { name, .. }
             | ParamSlot::Scalar { name, .. }
             | ParamSlot::TensorMap { name, .. }
-            | ParamSlot::Counter { name } => name,
+            | ParamSlot::Counter { name }
+            | ParamSlot::Failure { name } => name,
         }
     }
 }
@@ -226,6 +241,8 @@ pub struct Kernel {
     /// Threads in a block.
     pub threads: u32,
     pub params: Vec<ParamSlot>,
+    /// What [`SimtOp::Fail`] counts from 1.
+    pub assertions: Vec<Assertion>,
     pub grid: GridPlan,
     pub roles: Roles,
     /// Blocks of a cluster; 1 for none.
@@ -256,6 +273,7 @@ impl Kernel {
             span,
             threads,
             params: Vec::new(),
+            assertions: Vec::new(),
             grid: GridPlan::AsWritten,
             roles: Roles::Uniform,
             cluster: 1,
@@ -270,6 +288,25 @@ impl Kernel {
             constants: FastMap::default(),
             aligned: FastMap::default(),
         }
+    }
+
+    /// The number of an assertion, which is added if it is new.
+    pub fn assertion(&mut self, place: &str, message: &str) -> u32 {
+        let is_it = |a: &Assertion| a.place == place && a.message == message;
+        let at = self.assertions.iter().position(is_it).unwrap_or_else(|| {
+            self.assertions.push(Assertion { place: place.into(), message: message.into() });
+            self.assertions.len() - 1
+        });
+        at as u32 + 1
+    }
+
+    /// The parameter with the record of failures, which is added if there is none.
+    pub fn failure_slot(&mut self) -> u32 {
+        let at = self.params.iter().position(|p| matches!(p, ParamSlot::Failure { .. })).unwrap_or_else(|| {
+            self.params.push(ParamSlot::Failure { name: "failure".into() });
+            self.params.len() - 1
+        });
+        at as u32
     }
 
     /// Notes that a power of two divides an address register.

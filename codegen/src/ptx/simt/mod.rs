@@ -15,8 +15,8 @@ pub mod verify;
 
 pub use builder::Builder;
 pub use func::{
-    Block, GridPlan, Inst, InstData, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val,
-    ValDef, Var,
+    Assertion, Block, GridPlan, Inst, InstData, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo,
+    Roles, Val, ValDef, Var,
 };
 pub use op::{
     Addr, AtomOp, Bin, Cache, Cmp, Def, Defs, Effect, Fields, MemTy, MmaKind, Packed, Round, ShflMode, SimtOp, Special,

@@ -601,8 +601,8 @@ simt_ops! {
     "bar_warp" Sync BarWarp {}
     /// Orders what this thread knows to have happened before its later accesses, for all threads of the device.
     "fence" Sync Fence {}
-    /// Ends the launch with an error.
-    "trap" Control Trap {}
+    /// Ends the launch with an error: assertion `number` does not hold. It is left in the record (b64), if there is one.
+    "fail" Control Fail { record: Val, number: u32 }
     /// Prints: the text is a printf format over the arguments (b32, b64 or f64).
     "print" Control Print { format: String, args: Vals }
 

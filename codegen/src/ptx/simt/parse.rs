@@ -4,7 +4,8 @@
 //! in the numbering are filled with entries that nothing uses. What the text means is [`super::verify`]'s business.
 
 use super::func::{
-    Block, GridPlan, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val, ValDef, Var,
+    Assertion, Block, GridPlan, Kernel, MapSpec, Obj, ObjData, ObjKind, ParamSlot, PhaseId, PhaseInfo, Roles, Val,
+    ValDef, Var,
 };
 use super::op::{Addr, Def, Defs, SimtOp, Vals, Vars};
 use super::text::is_word_char;
@@ -238,6 +239,12 @@ impl<'t> Parser<'t> {
             let slot = self.param()?;
             self.kernel.params.push(slot);
         }
+        while self.eat("assertion") {
+            self.position(self.kernel.assertions.len() + 1, "assertion")?;
+            self.expect(":")?;
+            let assertion = Assertion { place: self.string()?, message: self.string()? };
+            self.kernel.assertions.push(assertion);
+        }
         while self.peek_word().strip_prefix('m').is_some_and(|d| d.parse::<usize>().is_ok()) {
             let id: Obj = self.id("m")?;
             self.next(id, self.kernel.objs.next_id(), "object")?;
@@ -295,7 +302,8 @@ impl<'t> Parser<'t> {
                 ParamSlot::TensorMap { param, name: self.name()?, map }
             }
             "counter" => ParamSlot::Counter { name: self.name()? },
-            _ => return self.fail("expected `base`, `stride`, `dim`, `scalar`, `map` or `counter`"),
+            "failure" => ParamSlot::Failure { name: self.name()? },
+            _ => return self.fail("expected `base`, `stride`, `dim`, `scalar`, `map`, `counter` or `failure`"),
         })
     }
 

@@ -16,7 +16,7 @@
 //! An immediate says its class: `true`, `0x00ff` (b16), `4` (b32), `4L` (b64), `1.0f` (f32) and `1.0d` (f64), the last two as
 //! `f32:0x7f800000` where they are no numbers. Places in the author's source are left out, but for those of phases.
 
-use super::func::{Block, GridPlan, Kernel, ObjKind, ParamSlot, Roles, Val, ValDef};
+use super::func::{Assertion, Block, GridPlan, Kernel, ObjKind, ParamSlot, Roles, Val, ValDef};
 use super::op::{Fields, SimtOp};
 use super::ty::Ty;
 use std::fmt::{self, Write};
@@ -109,6 +109,7 @@ impl fmt::Display for ParamSlot {
             ParamSlot::Dim { dim, .. } => write!(f, "dim {dim}")?,
             ParamSlot::Scalar { param, dtype, .. } => write!(f, "scalar {param} {dtype}")?,
             ParamSlot::Counter { .. } => write!(f, "counter")?,
+            ParamSlot::Failure { .. } => write!(f, "failure")?,
             ParamSlot::TensorMap { param, map, .. } => {
                 let tile: Vec<String> = map.tile.iter().map(ToString::to_string).collect();
                 let tf32 = if map.tf32 { " tf32" } else { "" };
@@ -136,6 +137,9 @@ impl fmt::Display for Kernel {
         writeln!(f)?;
         for (i, p) in self.params.iter().enumerate() {
             writeln!(f, "param {i}: {p}")?;
+        }
+        for (i, Assertion { place, message }) in self.assertions.iter().enumerate() {
+            writeln!(f, "assertion {}: {place:?} {message:?}", i + 1)?;
         }
         for (id, obj) in self.objs.iter() {
             write!(f, "{id}: ")?;

@@ -334,6 +334,12 @@ impl Verifier<'_> {
                 }
                 vals.iter().try_for_each(|v| self.want(*v, Ty::B32))
             }
+            SimtOp::Fail { record, number } => {
+                if *number == 0 || *number as usize > self.k.assertions.len() {
+                    return Err(format!("there is no assertion {number}"));
+                }
+                self.want(*record, Ty::B64)
+            }
             SimtOp::MbarFence {}
             | SimtOp::ClusterSync {}
             | SimtOp::BulkCommit {}
@@ -349,7 +355,6 @@ impl Verifier<'_> {
             | SimtOp::Bar {}
             | SimtOp::BarWarp {}
             | SimtOp::Fence {}
-            | SimtOp::Trap {}
             | SimtOp::While { .. } => Ok(()),
         }
     }

@@ -18,7 +18,7 @@ struct BoundGraph<'a> {
     tensors: Vec<Resident>,
     graph: CudaGraph,
     /// The launches with their parameters, which the driver has copied.
-    _calls: Vec<Call>,
+    calls: Vec<Call>,
 }
 
 /// Records the launches. A tensor that several of them use is one on the device: what one writes the next reads.
@@ -57,7 +57,7 @@ pub(super) fn capture<'a>(shared: &Arc<Shared>, launches: Vec<Ready<'a>>) -> Res
     let kernel = launches.first().map_or("graph", |(_, l)| l.kernel);
     let graph = record(shared, &mut calls).map_err(|e| shared.failed(kernel, e))?;
     let launches = launches.into_iter().map(|(_, l)| l).collect();
-    Ok(Box::new(BoundGraph { shared: Arc::clone(shared), launches, tensors, graph, _calls: calls }))
+    Ok(Box::new(BoundGraph { shared: Arc::clone(shared), launches, tensors, graph, calls }))
 }
 
 fn record(shared: &Shared, calls: &mut [Call]) -> Result<CudaGraph, DriverError> {
@@ -79,6 +79,10 @@ impl BoundGraph<'_> {
     }
 
     fn failed(&self, e: DriverError) -> LaunchError {
+        let broken = self.launches.iter().zip(&self.calls).find(|(_, call)| call.broken().is_some());
+        if let Some((launch, call)) = broken {
+            return self.shared.failed_call(launch.kernel, call, e);
+        }
         let names: Vec<String> = self.launches.iter().map(|l| format!("`{}`", l.kernel)).collect();
         match self.shared.failed(self.kernel(), e) {
             LaunchError::Device { kernel, device, cause } => {

@@ -2,6 +2,7 @@
 
 use super::memory::Resident;
 use super::module::{CudaExecutable, Function};
+use super::record::Record;
 use super::{Shared, tensor_map, time};
 use crate::device::{Bound, Launch, ptx_args};
 use crate::launch::LaunchError;
@@ -9,7 +10,7 @@ use cudarc::driver::{DriverError, result};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Duration;
-use zellige_codegen::ptx::{ParamSlot, PtxKernel};
+use zellige_codegen::ptx::{Assertion, ParamSlot, PtxKernel};
 
 /// A kernel, its grid, and the values of its parameters: all that the driver wants to know.
 pub(super) struct Call {
@@ -31,10 +32,17 @@ impl Call {
     ) -> Result<Call, LaunchError> {
         let shared = &executable.shared;
         let function = executable.pick(launch)?;
+        let (counter, failure) = (|| shared.counter(), || function.failure.as_ref().map_or(0, Record::address));
         let params =
-            ptx_args::values(&function.kernel, launch, &shared.name, base, || shared.counter(), tensor_map::encode)?;
+            ptx_args::values(&function.kernel, launch, &shared.name, base, counter, failure, tensor_map::encode)?;
         let grid = ptx_args::grid(&function.kernel, launch, &shared.name, function.resident)?;
         Ok(Call { shared: Arc::clone(shared), function, params, grid })
+    }
+
+    /// The kernel's assertion that did not hold, if one did not.
+    pub(super) fn broken(&self) -> Option<&Assertion> {
+        let number = self.function.failure.as_ref()?.number() as usize;
+        self.function.kernel.assertions.get(number.checked_sub(1)?)
     }
 
     /// Queues the kernel.
@@ -65,7 +73,8 @@ pub(super) fn argument_name(kernel: &PtxKernel, position: usize) -> &str {
         | ParamSlot::Dim { .. }
         | ParamSlot::Scalar { .. }
         | ParamSlot::TensorMap { .. }
-        | ParamSlot::Counter { .. } => None,
+        | ParamSlot::Counter { .. }
+        | ParamSlot::Failure { .. } => None,
     });
     named.unwrap_or("?")
 }
@@ -100,13 +109,15 @@ impl Bound for BoundCuda<'_> {
     fn run(&mut self) -> Result<(), LaunchError> {
         let (shared, kernel) = (&self.shared, self.launch.kernel);
         shared.usable(kernel)?;
-        self.call.enqueue().and_then(|()| shared.stream.synchronize()).map_err(|e| shared.failed(kernel, e))
+        let done = self.call.enqueue().and_then(|()| shared.stream.synchronize());
+        done.map_err(|e| shared.failed_call(kernel, &self.call, e))
     }
 
     fn time(&mut self, repeats: usize) -> Result<Vec<Duration>, LaunchError> {
         let (shared, kernel, call) = (&self.shared, self.launch.kernel, &mut self.call);
         shared.usable(kernel)?;
-        time::launches(shared, repeats, || call.enqueue()).map_err(|e| shared.failed(kernel, e))
+        let times = time::launches(shared, repeats, || call.enqueue());
+        times.map_err(|e| shared.failed_call(kernel, call, e))
     }
 
     fn finish(&mut self) -> Result<(), LaunchError> {

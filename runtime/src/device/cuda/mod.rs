@@ -9,6 +9,7 @@ mod graph;
 mod launch;
 mod memory;
 mod module;
+mod record;
 mod tensor_map;
 mod time;
 
@@ -16,10 +17,11 @@ use super::{Backend, Bound, Executable, Ready};
 use crate::launch::LaunchError;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result, sys};
 use error::{Loss, cuda_of_isa, describe, version_text};
+use launch::Call;
 use module::CudaExecutable;
 use std::sync::Arc;
 use std::time::Duration;
-use zellige_codegen::ptx::{Arch, PtxOptions};
+use zellige_codegen::ptx::{Arch, Assertion, PtxOptions};
 use zellige_ir::Func;
 
 /// The oldest driver that has what this module calls: stream-ordered allocation.
@@ -94,10 +96,22 @@ impl Shared {
     /// Turns a driver error of a launch into ours; the context is given up if the error is one that sticks.
     fn failed(&self, kernel: &'static str, e: DriverError) -> LaunchError {
         let cause = describe(e);
-        if self.context.synchronize().is_err() {
-            self.loss.record(kernel, &cause);
-        }
+        self.give_up(kernel, &cause);
         LaunchError::Device { kernel, device: self.name.clone(), cause }
+    }
+
+    /// As [`failed`](Self::failed); an assertion that did not hold is the cause if there is one.
+    fn failed_call(&self, kernel: &'static str, call: &Call, e: DriverError) -> LaunchError {
+        let Some(Assertion { place, message }) = call.broken().cloned() else { return self.failed(kernel, e) };
+        self.give_up(kernel, &format!("assertion failed at {place}: {message}"));
+        LaunchError::AssertFailed { kernel, place, message }
+    }
+
+    /// Marks the context as lost if the driver's last error sticks.
+    fn give_up(&self, kernel: &'static str, cause: &str) {
+        if self.context.synchronize().is_err() {
+            self.loss.record(kernel, cause);
+        }
     }
 
     /// Address of the counter of blocks.

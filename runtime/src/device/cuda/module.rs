@@ -3,6 +3,7 @@
 use super::Shared;
 use super::error::describe;
 use super::launch::BoundCuda;
+use super::record::Record;
 use crate::device::ptx_args::Loaded;
 use crate::device::{Bound, Executable, Launch, Resources};
 use crate::launch::LaunchError;
@@ -34,6 +35,8 @@ pub(super) struct Function {
     pub(super) kernel: PtxKernel,
     pub(super) handle: sys::CUfunction,
     pub(super) resources: Resources,
+    /// Where the kernel says which of its assertions did not hold, if it has any.
+    pub(super) failure: Option<Record>,
     /// Blocks that the device runs at a time.
     pub(super) resident: usize,
 }
@@ -53,7 +56,8 @@ impl Function {
         let handle = load_function(&kernel)?;
         let resources = resources(shared, &kernel, handle).map_err(describe)?;
         let resident = resident(shared, &kernel, handle, &resources).map_err(describe)?;
-        Ok(Function { kernel, handle, resources, resident })
+        let failure = (!kernel.assertions.is_empty()).then(Record::new).transpose().map_err(describe)?;
+        Ok(Function { kernel, handle, resources, failure, resident })
     }
 }
 

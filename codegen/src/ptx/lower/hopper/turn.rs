@@ -1,4 +1,5 @@
-//! The loop of a mixed plan: products are started where they stand and waited for when their registers are touched.
+//! The loop of a mixed plan: products are started where they stand and waited for when their registers are touched. Tiles that
+//! the loop fills itself are filled an iteration ahead if they can be, beside products.
 
 use super::super::index::{self, Idx};
 use super::super::infer::SharedForm;
@@ -9,12 +10,21 @@ use super::super::view::View;
 use super::super::{Lowerer, Result};
 use super::plan::{HopperPlan, RingKind, WARPGROUP};
 use super::{HopperRole, Rings};
-use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Ty, Val};
+use crate::ptx::simt::{Bin, Cache, Cmp, Num, SimtOp, Space, Ty, Val, Var};
 use std::collections::HashSet;
-use zellige_ir::{Buffer, EntityId, Op, OpKind, Region, Value, Visit};
+use zellige_ir::{Buffer, Effect, EntityId, Op, OpKind, Region, Value, Visit};
 
 /// The named barrier of the first warpgroup's turns; the other's follows.
 const FIRST_TURN: i64 = 6;
+
+/// Ops that one iteration runs for the next one.
+#[derive(Clone)]
+struct Ahead {
+    ops: Vec<Op>,
+    /// The number of the iteration that they are run for, and how many there are.
+    number: Var,
+    count: Val,
+}
 
 /// What is under way while the loop's body is lowered.
 struct Turn {
@@ -40,6 +50,10 @@ struct Turn {
     borrowed: Vec<usize>,
     /// True where there is an iteration before whose last product may still run, as group 0.
     lasts: Option<Val>,
+    /// What is still to be done for the next iteration.
+    ahead: Option<Ahead>,
+    /// Whether that is being done.
+    is_ahead: bool,
 }
 
 impl Turn {
@@ -56,6 +70,8 @@ impl Turn {
             fresh: Vec::new(),
             borrowed: Vec::new(),
             lasts: None,
+            ahead: None,
+            is_ahead: false,
         }
     }
 }
@@ -106,9 +122,21 @@ impl Lowerer<'_> {
         let top = (extent.hi - 1).max(0);
         match carried {
             None => {
+                let ops = self.ahead_ops(&plan, body);
+                let ahead = (!ops.is_empty()).then(|| Ahead { ops, number: self.b.new_var(Ty::B32), count: hi });
+                // What the iteration before leaves behind.
+                let mut before = Turn::new(plan.rings.len());
+                if let Some(ahead) = &ahead {
+                    self.b.set(ahead.number, zero);
+                    before = self.run_ahead(role, ahead, false)?;
+                }
                 let k = self.b.begin_for(Ty::B32);
                 self.env[index.index()] = Some(Scalar::Idx(Idx { base: Some(k), off: 0, lo: 0, hi: top, align: 1 }));
-                let mut turn = Turn::new(plan.rings.len());
+                if let Some(ahead) = &ahead {
+                    let next = self.b.add(Num::S32, k, one);
+                    self.b.set(ahead.number, next);
+                }
+                let mut turn = Turn { ahead, ..before };
                 if let Some(p) = plan.lasting() {
                     turn.lasts = Some(self.b.setp(Cmp::Ne, Num::S32, k, zero));
                     turn.flying.push((p, 0));
@@ -159,15 +187,16 @@ impl Lowerer<'_> {
         let func = self.func;
         let plan = role.rings.plan.clone();
         let ops = &func.regions[body].ops;
-        let mut early = None;
+        let before: Vec<Op> = turn.ahead.iter().flat_map(|a| a.ops.iter().copied()).collect();
+        let mut early: Vec<usize> = Vec::new();
         for (at, &op) in ops.iter().enumerate() {
             turn.at = at;
-            if self.skip.contains(&op) || plan.is_copy(op) {
+            if self.skip.contains(&op) || plan.is_copy(op) || before.contains(&op) {
                 continue;
             }
             self.b.at(&func.ops[op].span);
             if let Some(p) = plan.products.iter().position(|p| p.op == op) {
-                if leave != Some(p) && early != Some(p) {
+                if leave != Some(p) && !early.contains(&p) {
                     let touched = registers(&plan, p);
                     self.before(role, turn, &touched)?;
                     self.start(role, turn, p)?;
@@ -177,14 +206,23 @@ impl Lowerer<'_> {
             let mut touched = buffers(func, op);
             // A product's first operand may be read while the product runs.
             touched.retain(|&b| !plan.products.iter().any(|p| p.is_operand(b)) || writes_within(func, op, b));
-            if turn.flying.iter().any(|&(p, _)| !registers(&plan, p).is_disjoint(&touched))
-                && let Some(p) = self.next_free(&plan, turn, &ops[at..])
-                && leave != Some(p)
-                && early != Some(p)
-            {
-                // The units work on it while this op works on the sum of an earlier one.
-                early = Some(p);
-                self.start(role, turn, p)?;
+            if turn.flying.iter().any(|&(p, _)| !registers(&plan, p).is_disjoint(&touched)) {
+                // The units work on it while this op works on the sum of an earlier one; on all that are free where there is
+                // work for the next iteration as well.
+                let several = turn.ahead.is_some();
+                while let Some(p) = self.next_free(&plan, turn, &ops[at..], if several { &early } else { &[] })
+                    && leave != Some(p)
+                    && !early.contains(&p)
+                {
+                    early.push(p);
+                    self.start(role, turn, p)?;
+                    if !several {
+                        break;
+                    }
+                }
+                if let Some(ahead) = turn.ahead.take() {
+                    self.run_ahead(role, &ahead, true)?;
+                }
             }
             self.before(role, turn, &touched)?;
             let tiles: Vec<usize> =
@@ -195,19 +233,97 @@ impl Lowerer<'_> {
                 self.on_tiles(role, turn, op, &tiles)?;
             }
         }
+        if let Some(ahead) = turn.ahead.take() {
+            self.run_ahead(role, &ahead, true)?;
+        }
         Ok(())
     }
 
-    /// The next product of some ops, if none before it has to do with its registers or changes its tiles, and no unfinished
-    /// product has its accumulator.
-    fn next_free(&self, plan: &HopperPlan, turn: &Turn, ops: &[Op]) -> Option<usize> {
-        let (at, p) =
-            ops.iter().enumerate().find_map(|(at, &op)| Some((at, plan.products.iter().position(|p| p.op == op)?)))?;
+    /// Ops before the products of an iteration that can be run beside the products of the iteration before: all that fill
+    /// tiles, if nothing else gets in their way.
+    fn ahead_ops(&self, plan: &HopperPlan, body: Region) -> Vec<Op> {
+        let func = self.func;
+        let works =
+            |&op: &Op| !self.skip.contains(&op) && !plan.is_copy(op) && func.ops[op].kind.effect() != Effect::Pure;
+        let ops: Vec<Op> = func.regions[body].ops.iter().copied().filter(works).collect();
+        let Some(first) = ops.iter().position(|&op| plan.products.iter().any(|p| p.op == op)) else {
+            return Vec::new();
+        };
+        let (ahead, rest) = ops.split_at(first);
+        let made: Vec<_> = plan.loads.iter().filter(|l| l.made.is_some()).collect();
+        let straight = |&op: &Op| !matches!(func.ops[op].kind, OpKind::If { .. } | OpKind::While { .. });
+        let mut apart = made.iter().all(|l| ahead.contains(&l.op)) && ahead.iter().all(straight);
+        let used: HashSet<Buffer> = ahead.iter().flat_map(|&op| buffers(func, op)).collect();
+        for &op in rest {
+            for b in buffers(func, op).intersection(&used) {
+                let is_made = made.iter().any(|l| l.buffer == *b);
+                apart &=
+                    !writes_within(func, op, *b) && (is_made || !ahead.iter().any(|&o| writes_within(func, o, *b)));
+            }
+        }
+        let one_slot = plan.rings.iter().any(|r| r.kind == RingKind::Streamed && r.stages < 2);
+        if made.is_empty() || !apart || one_slot { Vec::new() } else { ahead.to_vec() }
+    }
+
+    /// Runs ops for an iteration if there is such a one: for the next one (`next`), whose tiles have the slots behind those of
+    /// this one, or for the first. Returns the state in which that iteration begins.
+    fn run_ahead(&mut self, role: &HopperRole, ahead: &Ahead, next: bool) -> Result<Turn> {
+        let func = self.func;
+        let plan = role.rings.plan.clone();
+        let OpKind::For { indices, extents, body, .. } = &func.ops[plan.loop_op].kind else {
+            return self.malformed(plan.loop_op, "the plan's loop is a loop");
+        };
+        let (index, extent) = (indices[0].0, self.idx(plan.loop_op, extents[0], None)?);
+        let mut turn = Turn { is_ahead: next, ..Turn::new(plan.rings.len()) };
+        self.flush();
+        let number = self.b.get(ahead.number);
+        let any = self.b.setp(Cmp::Lt, Num::S32, number, ahead.count);
+        let env = self.env.clone();
+        let then_body = self.b.open(false);
+        self.b.pin();
+        let at = Idx { base: Some(number), off: 0, lo: 0, hi: (extent.hi - 1).max(0), align: 1 };
+        self.env[index.index()] = Some(Scalar::Idx(at));
+        let mut left = ahead.ops.len();
+        for &op in func.regions[*body].ops.iter().take_while(|&&op| !plan.products.iter().any(|p| p.op == op)) {
+            let is_pure = func.ops[op].kind.effect() == Effect::Pure;
+            if left == 0 || self.skip.contains(&op) || !(is_pure || ahead.ops.contains(&op)) {
+                continue;
+            }
+            left -= usize::from(!is_pure);
+            self.b.at(&func.ops[op].span);
+            let touched = buffers(func, op);
+            let tiles: Vec<usize> =
+                (0..plan.loads.len()).filter(|&l| touched.contains(&plan.loads[l].buffer)).collect();
+            if tiles.is_empty() {
+                self.op(op)?;
+            } else {
+                self.on_tiles(role, &mut turn, op, &tiles)?;
+            }
+        }
+        self.flush();
+        self.b.close();
+        self.env = env;
+        let (else_body, ()) = self.b.in_block(false, |_| ());
+        self.b.push(SimtOp::If { cond: any, uniform: true, then_body, else_body });
+        Ok(Turn { is_ahead: false, ..turn })
+    }
+
+    /// The next product of some ops that is not started, if none before it has to do with its registers or changes its tiles,
+    /// and no unfinished product has its accumulator.
+    fn next_free(&self, plan: &HopperPlan, turn: &Turn, ops: &[Op], started: &[usize]) -> Option<usize> {
+        let (at, p) = ops.iter().enumerate().find_map(|(at, &op)| {
+            let p = plan.products.iter().position(|p| p.op == op)?;
+            (!started.contains(&p)).then_some((at, p))
+        })?;
         let product = &plan.products[p];
         let mut own = registers(plan, p);
         own.extend(product.loads().map(|l| plan.loads[l].buffer));
         let between = ops[..at].iter().filter(|&&op| !self.skip.contains(&op) && !plan.is_copy(op));
-        let apart = between.into_iter().all(|&op| buffers(self.func, op).is_disjoint(&own));
+        // Other products only read the tiles.
+        let apart = between.into_iter().all(|&op| match plan.products.iter().position(|p| p.op == op) {
+            Some(other) => registers(plan, other).is_disjoint(&own),
+            None => buffers(self.func, op).is_disjoint(&own),
+        });
         let flies = |&(q, _): &(usize, u32)| plan.products[q].acc == product.acc;
         (apart && !turn.flying.iter().any(flies)).then_some(p)
     }
@@ -450,7 +566,8 @@ impl Lowerer<'_> {
         for &t in tiles {
             let load = &rings.plan.loads[t];
             let (mut slot, mut parity) = self.ring_position(rings, load.ring);
-            if turn.previous.is_some_and(|p| rings.plan.reads(p, load.ring)) {
+            let is_next = turn.is_ahead && load.made.is_some();
+            if is_next || turn.previous.is_some_and(|p| rings.plan.reads(p, load.ring)) {
                 // The position is still that of the iteration before.
                 (slot, parity) = self.next(rings, load.ring, slot, parity);
             }
