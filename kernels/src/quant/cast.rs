@@ -142,10 +142,15 @@ pub fn cast_tiles<Q: Code, S: Element>(
             load_scales(t, amax, sf, cfg.layout, place);
             given(t, amax)
         } else {
-            amax.clear(t);
-            for piece in t.serial(pieces) {
-                load(row, col + piece * width, x);
-                amax.absmax_into(t, x);
+            if pieces == 1 {
+                load(row, col, x);
+                amax.absmax(t, x);
+            } else {
+                amax.clear(t);
+                for piece in t.serial(pieces) {
+                    load(row, col + piece * width, x);
+                    amax.absmax_into(t, x);
+                }
             }
             scales::<Q>(t, amax, floor, cfg.scaling())
         };

@@ -96,6 +96,59 @@ impl Logistic {
     }
 }
 
+/// How an activation is rounded as soon as it is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rounding {
+    /// Not at all: all bits count.
+    None,
+    /// To bf16.
+    Bf16,
+    /// To codes of at most four significant bits, after a division by a power of two. That depends on where the largest of a group
+    /// lies among powers of two times a number of as many bits.
+    Codes,
+}
+
+/// Where [`quick`] may be used: above its negative.
+const QUICK: f32 = 16.0;
+
+/// Bits of an f32, read as an integer, by which products of [`quick`] and two further factors are off at most.
+///
+/// In units of 2^-24 of the value, a half to one bit each: the argument of the exponential, 1.23 for each unit of `-g` (its product with
+/// log2 e and that constant, both rounded), and the exponential itself, 4, count for the denominator only where it is not 1; its sum,
+/// the reciprocal, 2, the products, 3; and what the exact steps differ by from their exact values, 6 in all.
+const OFF: u32 = 40;
+
+impl Rounding {
+    /// What [`in_doubt`](Self::in_doubt) compares with, for elements of which the value matters.
+    pub fn margin(self) -> u32 {
+        match self {
+            Rounding::None => 0,
+            Rounding::Bf16 => (2 * OFF) << 16,
+            Rounding::Codes => (2 * OFF) << 13,
+        }
+    }
+
+    /// Might another value than `y` come of the exact steps, once rounded? `y` is made of [`quick`] of `g`.
+    #[track_caller]
+    pub fn in_doubt(self, y: Expr<f32>, g: Expr<f32>, margin: Expr<u32>) -> Expr<bool> {
+        let bits = y.bitcast::<u32>();
+        // The bits below the last one that is kept, so that those around the middle of two roundings are small; in codes any of up to
+        // four bits can be such a middle, or the end of a power's reach.
+        let from_middle = match self {
+            Rounding::None => return Expr::from(true),
+            Rounding::Bf16 => (bits << 16u32) + ((0x8000 + OFF) << 16),
+            Rounding::Codes => (bits << 13u32) + (OFF << 13),
+        };
+        cmp::lt(&from_middle, &margin) | cmp::lt(&g, &-QUICK)
+    }
+}
+
+/// `g / (1 + e^-g)` to about 20 bits, for `g` from -[`QUICK`] on.
+#[track_caller]
+pub(super) fn quick(g: Expr<f32>) -> Expr<f32> {
+    g * ((g * -std::f32::consts::LOG2_E).fast_exp2() + 1.0).fast_recip()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +185,81 @@ mod tests {
                 let same = y.to_bits() == want.0.to_bits() && z.to_bits() == want.1.to_bits();
                 assert!(same, "g = {g} on {}: {y} and {z}, not {want:?}", device.name());
             }
+        }
+    }
+
+    /// From g, h and w: `g / (1 + e^-g) h w`, quickly and exactly, and what is in doubt of the quick one, for codes (1) and in bf16 (2).
+    #[kernel]
+    fn products(
+        t: T,
+        #[dims(n)] g: &Tensor<f32, 1>,
+        #[dims(n)] h: &Tensor<f32, 1>,
+        #[dims(n)] w: &Tensor<f32, 1>,
+        #[dims(n)] rough: &mut Tensor<f32, 1>,
+        #[dims(n)] exact: &mut Tensor<f32, 1>,
+        #[dims(n)] doubts: &mut Tensor<i32, 1>,
+    ) {
+        let [b] = t.grid([g.dim(0).ceil_div(1024)], 128);
+        for i in t.parallel(1024) {
+            let at = b * 1024 + i;
+            let product = |silu: Expr<f32>| silu * h[at] * w[at];
+            let y = product(quick(g[at]));
+            rough[at] = y;
+            exact[at] = product(Logistic::of(g[at]).times(g[at]));
+            let [codes, narrow] = [Rounding::Codes, Rounding::Bf16].map(|r| r.in_doubt(y, g[at], lit(r.margin())));
+            doubts[at] = codes.cast::<i32>() + narrow.cast::<i32>() * 2;
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_doubt_is_rounded_as_the_exact_product() {
+        let gates = (0..=u16::MAX).map(|b| bf16::from_bits(b).to_f32()).filter(|g| (-80.0..1e4).contains(g));
+        let gates: Vec<f32> = gates.filter(|g| g.abs() > 2f32.powi(-30)).collect();
+        let g: Vec<f32> = (0..8).flat_map(|_| gates.iter().copied()).collect();
+        let n = g.len();
+        let mut state = 1u32;
+        let mut random = |low: f32, high: f32| -> Vec<f32> {
+            let next = |_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                low + (high - low) * (state >> 8) as f32 / (1 << 24) as f32
+            };
+            (0..n).map(next).collect()
+        };
+        let (h, w) = (random(-10.0, 10.0), random(0.0, 1.0));
+        let inputs = [&g, &h, &w].map(|v| DeviceTensor::from_slice([n], v).unwrap());
+        // A number rounded to so many significant bits, halves to even.
+        let rounded = |x: f32, bits: u32| {
+            let drop = 24 - bits;
+            let (low, half) = (x.to_bits() & ((1 << drop) - 1), 1 << (drop - 1));
+            let kept = x.to_bits() >> drop;
+            kept + u32::from(low > half || low == half && kept & 1 == 1)
+        };
+        for device in [Device::cpu(), Device::interp(), Device::sim()] {
+            let (mut rough, mut exact) = (DeviceTensor::zeros([n]).unwrap(), DeviceTensor::zeros([n]).unwrap());
+            let mut doubts = DeviceTensor::zeros([n]).unwrap();
+            let [g_in, h_in, w_in] = &inputs;
+            Products::new().launch(&device.stream(), g_in, h_in, w_in, &mut rough, &mut exact, &mut doubts).unwrap();
+            let (rough, exact, doubts) = (rough.to_vec().unwrap(), exact.to_vec().unwrap(), doubts.to_vec().unwrap());
+            let mut most = 0;
+            for i in 0..n {
+                let (a, b) = (rough[i].to_bits(), exact[i].to_bits());
+                if g[i] >= -QUICK && exact[i].abs() > 1e-30 {
+                    most = most.max(a.abs_diff(b));
+                }
+                for bits in 1..=4 {
+                    let same = rounded(rough[i], bits) == rounded(exact[i], bits);
+                    assert!(
+                        doubts[i] & 1 == 1 || same,
+                        "{} {} in {bits} bits on {}",
+                        rough[i],
+                        exact[i],
+                        device.name()
+                    );
+                }
+                let same = rounded(rough[i], 8) == rounded(exact[i], 8);
+                assert!(doubts[i] & 2 == 2 || same, "{} {} in bf16 on {}", rough[i], exact[i], device.name());
+            }
+            assert!(most <= OFF, "{most} bits off on {}", device.name());
         }
     }
 }

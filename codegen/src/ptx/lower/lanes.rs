@@ -8,13 +8,15 @@ use super::value::Scalar;
 use super::view::Coords;
 use super::{Lowerer, Result, cast};
 use crate::ptx::error::CodegenError;
-use crate::ptx::simt::{SimtOp, Ty, Val};
+use crate::ptx::simt::{Bin, Num, SimtOp, Ty, Val};
 use smallvec::SmallVec;
 use std::rc::Rc;
 use zellige_ir::{AtomicOp, Buffer, Def, EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
 
 /// Ops up to which the arms of a conditional are executed under predicates instead of branches.
 const MAX_PREDICATED: usize = 24;
+/// Lanes that take a branch together, if one of them has to: a conditional that is too long for predicates is rarely entered.
+const BRANCH_LANES: usize = 4;
 /// Elements of a local buffer that belongs to one iteration.
 const MAX_PRIVATE: usize = 256;
 
@@ -423,10 +425,32 @@ impl Lowerer<'_> {
         if together && let Some(&c) = conds.first() {
             return self.lanes_branch(parent, c, then_body, else_body, lanes);
         }
-        for (i, &lane) in lanes.which.iter().enumerate() {
-            self.lanes_branch(parent, conds[i], then_body, else_body, &lanes.only(lane))?;
+        let nothing_else = self.func.regions[else_body].ops.is_empty();
+        let shared = if nothing_else && self.predicable(then_body).is_some() { BRANCH_LANES } else { 1 };
+        for (group, conds) in lanes.which.chunks(shared).zip(conds.chunks(shared)) {
+            let mut inner = Lanes { which: group.to_vec(), ..lanes.clone() };
+            let mut any = conds[0];
+            if shared > 1 {
+                for (&lane, &c) in group.iter().zip(conds) {
+                    any = self.b.bin(Bin::Or, Num::Pred, any, c);
+                    inner.cond[lane] = self.b.and_guard(lanes.cond[lane], Some(c));
+                }
+            }
+            self.lanes_branch(parent, any, then_body, else_body, &inner)?;
         }
         Ok(())
+    }
+
+    /// Does a loop body have a conditional that lanes branch on, each on a condition of its own?
+    pub(super) fn lanes_may_branch(&self, body: Region) -> bool {
+        let mut found = false;
+        self.walk_ops(body, &mut |_, kind| {
+            if let OpKind::If { then_body, else_body, .. } = kind {
+                let ops = self.predicable(*then_body).zip(self.predicable(*else_body));
+                found |= ops.is_none_or(|(n, m)| n + m > MAX_PREDICATED);
+            }
+        });
+        found
     }
 
     fn lanes_branch(&mut self, parent: Op, cond: Val, then_body: Region, else_body: Region, lanes: &Lanes) -> Result {

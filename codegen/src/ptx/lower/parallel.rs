@@ -145,9 +145,11 @@ impl Lowerer<'_> {
         // primary's writes.
         let idle_replicas = !accesses.iter().any(|a| a.write && self.dist_of(a.buffer).is_some());
         let bounds: Coords = bounds.iter().copied().collect();
+        // What is computed before a branch waits in registers until all before it are through.
+        let side_by_side = if self.lanes_may_branch(body) { 1 } else { MAX_LANES };
         self.for_parts(dist, limit, &mut |l, part| {
             let part = Part { shape: bounds.clone(), ..part.clone() };
-            let group = dist.run(MAX_LANES).max(MAX_LANES.min(part.regs.len()));
+            let group = dist.run(MAX_LANES).max(side_by_side.min(part.regs.len()));
             for regs in part.regs.chunks(group) {
                 let mut live = Vec::with_capacity(regs.len());
                 for &r in regs {
