@@ -34,7 +34,7 @@ impl Gradient {
         let of_gate = scaled * up * gate.mul_add(lit::<f32>(1.0) - sigmoid, 1.0);
         let of_up = scaled * gate;
         let Some(limit) = limit else { return Gradient { activation, of_gate, of_up } };
-        let beyond = cmp::gt(&h, &limit) | cmp::lt(&h, &-limit);
+        let beyond = cmp::gt(&h.abs(), &limit);
         Gradient { activation, of_gate: select(cmp::gt(&g, &limit), 0.0, of_gate), of_up: select(beyond, 0.0, of_up) }
     }
 }

@@ -69,11 +69,8 @@ impl Logistic {
         Logistic { denominator, reciprocal: denominator.fast_recip(), overflow: cmp::lt(&g, &OVERFLOW) }
     }
 
-    /// `y / (1 + e^-g)`, rounded to nearest even for `y` above 2^-96 in magnitude; up to quotients within 2^-46 of the middle
+    /// `y / (1 + e^-g)`, rounded to nearest even for `y` above 2^-96 in magnitude; up to quotients within 2^-45 of the middle
     /// between two numbers.
-    ///
-    /// Of the two steps the first leaves an error of half a unit in the last place and 2^-45 of the quotient. The residual of
-    /// the second is exact, and the reciprocal's error, up to 2^-23, counts for what it corrects only: half a unit.
     #[track_caller]
     pub fn times(self, y: Expr<f32>) -> Expr<f32> {
         let numerator = y * SCALE;
@@ -89,10 +86,10 @@ impl Logistic {
         select(self.overflow, 0.0, self.divide(lit(SCALE), self.reciprocal * SCALE))
     }
 
-    /// Two steps from an approximate quotient.
+    /// A Newton step from a quotient that is off by up to 2^-22: by that much the reciprocal corrects it wrongly, and its residual is
+    /// rounded, to 2^-24, before the sum is.
     fn divide(self, numerator: Expr<f32>, quotient: Expr<f32>) -> Expr<f32> {
-        let step = |q: Expr<f32>| (-self.denominator).mul_add(q, numerator).mul_add(self.reciprocal, q);
-        step(step(quotient))
+        (-self.denominator).mul_add(quotient, numerator).mul_add(self.reciprocal, quotient)
     }
 }
 

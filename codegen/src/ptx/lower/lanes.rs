@@ -15,7 +15,7 @@ use zellige_ir::{AtomicOp, Buffer, Def, EntityId, Indices, LoopKind, Op, OpKind,
 
 /// Ops up to which the arms of a conditional are executed under predicates instead of branches.
 const MAX_PREDICATED: usize = 24;
-/// Lanes that take a branch together, if one of them has to: a conditional that is too long for predicates is rarely entered.
+/// Lanes that pass a conditional by one branch, if none of them enters it: one that is too long for predicates is rarely entered.
 const BRANCH_LANES: usize = 4;
 /// Elements of a local buffer that belongs to one iteration.
 const MAX_PRIVATE: usize = 256;
@@ -426,17 +426,17 @@ impl Lowerer<'_> {
             return self.lanes_branch(parent, c, then_body, else_body, lanes);
         }
         let nothing_else = self.func.regions[else_body].ops.is_empty();
-        let shared = if nothing_else && self.predicable(then_body).is_some() { BRANCH_LANES } else { 1 };
+        let shared = if nothing_else { BRANCH_LANES } else { 1 };
         for (group, conds) in lanes.which.chunks(shared).zip(conds.chunks(shared)) {
-            let mut inner = Lanes { which: group.to_vec(), ..lanes.clone() };
-            let mut any = conds[0];
-            if shared > 1 {
-                for (&lane, &c) in group.iter().zip(conds) {
-                    any = self.b.bin(Bin::Or, Num::Pred, any, c);
-                    inner.cond[lane] = self.b.and_guard(lanes.cond[lane], Some(c));
-                }
+            let each = |l: &mut Self| {
+                group.iter().zip(conds).try_for_each(|(&lane, &cond)| {
+                    l.lanes_branch(parent, cond, then_body, else_body, &lanes.only(lane))
+                })
+            };
+            match conds.iter().copied().reduce(|x, y| self.b.bin(Bin::Or, Num::Pred, x, y)).filter(|_| group.len() > 1) {
+                Some(any) => self.branch_on(Some(any), &mut |l| each(l))?,
+                None => each(self)?,
             }
-            self.lanes_branch(parent, any, then_body, else_body, &inner)?;
         }
         Ok(())
     }
