@@ -16,7 +16,7 @@ use zellige_ir::{AtomicOp, Buffer, Def, EntityId, Indices, LoopKind, Op, OpKind,
 /// Ops up to which the arms of a conditional are executed under predicates instead of branches.
 const MAX_PREDICATED: usize = 24;
 /// Lanes that pass a conditional by one branch, if none of them enters it: one that is too long for predicates is rarely entered.
-const BRANCH_LANES: usize = 4;
+pub(super) const BRANCH_LANES: usize = 4;
 /// Elements of a local buffer that belongs to one iteration.
 const MAX_PRIVATE: usize = 256;
 
