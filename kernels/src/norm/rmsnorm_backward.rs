@@ -147,9 +147,9 @@ impl LibraryKernel for Entry {
                     self::case(9, 512, 2, unweighted),
                 ]
             }
-            Scale::Representative => vec![case(4096, 7168, 264), case(4096, 7168, 132)],
+            Scale::Representative => vec![case(4096, 7168, 132)],
             Scale::Full => {
-                vec![case(8192, 7168, 264), case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)]
+                vec![case(8192, 7168, 132), case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)]
             }
         }
     }

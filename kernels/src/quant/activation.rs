@@ -123,10 +123,10 @@ pub struct ActivationConfig {
     /// Rows whose `pos_to_expert` is negative are padding.
     pub padded: bool,
     /// Rows of a tile.
-    #[tune(4, 8, 16)]
+    #[tune(1, 2, 4, 8)]
     pub bm: usize,
     /// Columns of a tile.
-    #[tune(128, 256, 512)]
+    #[tune(256, 512, 1024)]
     pub bn: usize,
     #[tune(128, 256)]
     pub threads: usize,
@@ -134,7 +134,7 @@ pub struct ActivationConfig {
 
 impl Default for ActivationConfig {
     fn default() -> ActivationConfig {
-        ActivationConfig { clamp: true, counted: false, weighted: true, padded: true, bm: 4, bn: 512, threads: 128 }
+        ActivationConfig { clamp: true, counted: false, weighted: true, padded: true, bm: 2, bn: 512, threads: 128 }
     }
 }
 

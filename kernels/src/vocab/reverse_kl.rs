@@ -15,7 +15,7 @@ use zellige::prelude::*;
 use zellige_ir::DType;
 
 /// Steps whose logits are read ahead, and the one at hand.
-const STAGES: usize = 2;
+const STAGES: usize = 3;
 
 /// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`, in one pass: the
 /// mean of `z_s - z_t` under p_s, and the difference of the log-sum-exps. Both are small where the two agree, so nothing cancels.
@@ -193,8 +193,8 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-/// Of the gradient: rows are few, so their blocks are large.
-fn backward_config() -> VocabConfig {
+/// Rows are few, so their blocks are large.
+fn config() -> VocabConfig {
     VocabConfig { cols: 8192, threads: 512, ..VocabConfig::default() }
 }
 
@@ -211,16 +211,16 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(VocabConfig::default())
+        Box::new(config())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        launcher(dtype, apply(VocabConfig::default(), settings)?)
+        launcher(dtype, apply(config(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, VocabConfig::default(), 256, problem)
+        loss_cases(scale, config(), 256, problem)
     }
 }
 
@@ -237,15 +237,15 @@ impl LibraryKernel for BackwardEntry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(VocabConfig::default())
+        Box::new(config())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        backward_launcher(dtype, apply(VocabConfig::default(), settings)?)
+        backward_launcher(dtype, apply(config(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, backward_config(), 256, backward_problem)
+        loss_cases(scale, config(), 256, backward_problem)
     }
 }

@@ -433,7 +433,8 @@ impl Lowerer<'_> {
                     l.lanes_branch(parent, cond, then_body, else_body, &lanes.only(lane))
                 })
             };
-            match conds.iter().copied().reduce(|x, y| self.b.bin(Bin::Or, Num::Pred, x, y)).filter(|_| group.len() > 1) {
+            match conds.iter().copied().reduce(|x, y| self.b.bin(Bin::Or, Num::Pred, x, y)).filter(|_| group.len() > 1)
+            {
                 Some(any) => self.branch_on(Some(any), &mut |l| each(l))?,
                 None => each(self)?,
             }
