@@ -61,24 +61,30 @@ pub struct CastConfig {
 impl Default for CastConfig {
     /// Per token in groups of 128 with f32 scale factors.
     fn default() -> CastConfig {
+        CastConfig::per_token(128)
+    }
+}
+
+impl CastConfig {
+    /// Per token in groups of so many elements, or whole rows if 0, with f32 scale factors: few elements of each thread, so that many
+    /// threads are there to wait for memory.
+    pub fn per_token(group: usize) -> CastConfig {
         CastConfig {
             block_rows: 1,
-            block_cols: 128,
+            block_cols: group,
             ue8m0: false,
             reciprocal: false,
             layout: ScaleLayout::RowMajor,
             mode: CastMode::Full,
             input_group: 0,
             gathered: false,
-            bm: 32,
+            bm: if group == 0 { 32 } else { (1024 / group / 4 * 4).clamp(8, 64) },
             bn: 512,
             steps: 1,
             threads: 128,
         }
     }
-}
 
-impl CastConfig {
     fn scaling(&self) -> Scaling {
         Scaling::new(self.ue8m0, self.reciprocal)
     }
