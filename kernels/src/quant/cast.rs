@@ -78,7 +78,7 @@ impl CastConfig {
             mode: CastMode::Full,
             input_group: 0,
             gathered: false,
-            bm: if group == 0 { 32 } else { (1024 / group / 4 * 4).clamp(8, 64) },
+            bm: 1024usize.checked_div(group).map_or(32, |rows| (rows / 4 * 4).clamp(8, 64)),
             bn: 512,
             steps: 1,
             threads: 128,
