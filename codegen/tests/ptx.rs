@@ -50,6 +50,27 @@ fn deep_searches_compile() {
     }
 }
 
+/// Sixteen elements of a thread pass a long conditional by four branches.
+#[test]
+fn lanes_share_the_branch_around_a_long_conditional() {
+    let kernel = compile(&kernels::rarely(), &PtxOptions::new(Arch::Sm90a)).unwrap();
+    let branches = kernel.ptx.lines().filter(|l| l.contains(" bra ")).count();
+    assert_eq!(branches, 16 + 4, "{}", kernel.ptx);
+}
+
+/// Fragments that a loop goes through side by side lie as what is done with any of them wants it, and what a reduction leaves in
+/// memory is put together by one thread for each element.
+#[test]
+fn columns_are_reduced_once_and_stored_as_they_lie() {
+    let kernel = compile(&kernels::columns(), &PtxOptions::new(Arch::Sm90a)).unwrap();
+    let explain = kernel.explain.join("\n");
+    assert!(explain.contains("wide access along two axes"), "{explain}");
+    assert!(!explain.contains("scratch of copy"), "{explain}");
+    let partials = kernel.ptx.lines().filter(|l| l.contains("ld.shared")).count();
+    // Four warps, and the copy of the result.
+    assert_eq!(partials, 4 + 1, "{}", kernel.ptx);
+}
+
 fn find_ptxas() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("ZELLIGE_PTXAS") {
         return Some(path.into());

@@ -642,6 +642,60 @@ pub fn control() -> Func {
     k.finish()
 }
 
+/// Negative elements of a tile take a long way.
+pub fn rarely() -> Func {
+    let mut k = K::new("rarely");
+    let x = k.tensor("x", DType::F32, &[n(16), n(128)]);
+    let y = k.output("y", DType::F32, &[n(16), n(128)]);
+    k.one_block(128);
+    let t = k.alloc(Scope::Fragment, DType::F32, &[16, 128]);
+    let (x_w, y_w, t_w) = (k.whole(x), k.whole(y), k.whole(t));
+    k.copy(x_w, t_w.clone());
+    let ij = k.parallel(&[16, 128]);
+    let v = k.b.load(t, &ij);
+    let zero = k.f32(0.0);
+    let negative = k.b.cmp(CmpOp::Lt, v, zero);
+    let _ = k.line().begin_if(negative);
+    let mut w = v;
+    for _ in 0..30 {
+        w = k.b.mul(w, v);
+    }
+    k.line().store(t, &ij, w);
+    k.b.close();
+    k.end();
+    k.copy(t_w, y_w);
+    k.finish()
+}
+
+/// Largest magnitudes of the columns of a tile, in shared memory, and twice the tile, transposed.
+pub fn columns() -> Func {
+    let mut k = K::new("columns");
+    let x = k.tensor("x", DType::BF16, &[n(128), n(64)]);
+    let y = k.output("y", DType::BF16, &[n(64), n(128)]);
+    let top = k.output("top", DType::F32, &[n(64)]);
+    k.one_block(128);
+    let tile = k.alloc(Scope::Fragment, DType::BF16, &[128, 64]);
+    let twice = k.alloc(Scope::Fragment, DType::F32, &[128, 64]);
+    let amax = k.alloc(Scope::Shared, DType::F32, &[64]);
+    let (x_w, y_w, tile_w, twice_w) = (k.whole(x), k.whole(y), k.whole(tile), k.whole(twice));
+    k.copy(x_w, tile_w);
+    let ij = k.parallel(&[128, 64]);
+    let v = k.b.load(tile, &ij);
+    let v = k.b.cast(v, DType::F32);
+    let v = k.b.add(v, v);
+    k.line().store(twice, &ij, v);
+    k.end();
+    let (amax_w, top_w) = (k.whole(amax), k.whole(top));
+    let src = twice_w.clone();
+    let op = OpKind::Reduce { op: ReduceOp::AbsMax, src, dst: amax_w.clone(), axis: 0, accumulate: false };
+    k.line().append(op);
+    k.copy(amax_w, top_w);
+    let mut turned = twice_w;
+    turned.axes.reverse();
+    k.copy(turned, y_w);
+    k.finish()
+}
+
 /// Casts between many types, element by element.
 pub fn casts(from: DType, to: DType) -> Func {
     let mut k = K::new(&format!("cast_{from}_{to}"));
@@ -716,6 +770,8 @@ pub fn all() -> Vec<(String, Func)> {
         divisions(),
         control(),
         persistent(),
+        rarely(),
+        columns(),
         searches(40),
         casts(DType::F32, DType::F8E4M3),
         casts(DType::F8E5M2, DType::BF16),

@@ -5,7 +5,6 @@ use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
 };
-use crate::norm::row_rstd;
 use crate::reference::codec::bf16_round_all;
 use crate::reference::engram as reference;
 use crate::reference::metrics::{Tolerance, compare};
@@ -38,9 +37,10 @@ pub fn engram_gate(
 ) {
     let (rows, dim) = (cfg.tokens, x.static_dim(2));
     let [stream, b] = t.grid([x.dim(1), x.dim(0).ceil_div(rows * TILES)], cfg.threads);
-    let tile = || t.fragment::<f32, 2>([rows, dim]);
-    let (x_f, k_f, out) = (tile(), tile(), tile());
-    let (sum, row_gate) = (t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([rows]));
+    let out = t.fragment::<f32, 2>([rows, dim]);
+    // x x, k k and x k w, summed together: threads wait for each other once.
+    let (terms, sums) = (t.fragment::<f32, 3>([rows, 3, dim]), t.fragment::<f32, 2>([rows, 3]));
+    let row_gate = t.fragment::<f32, 1>([rows]);
     let shared = || t.shared::<bf16, 2>([rows, dim]);
     let (x_tile, k_tile, v_tile) = (shared(), shared(), shared());
     // Tokens share the weight of their stream.
@@ -52,28 +52,31 @@ pub fn engram_gate(
         t.copy(x.at(place).axes([0, 2]), x_tile);
         t.copy(k.at(place).axes([0, 2]), k_tile);
         t.copy(v.at((first, 0)), v_tile);
-        t.cast(x_tile, x_f);
-        t.cast(k_tile, k_f);
-        let (of_x, of_k) = (row_rstd(t, x_f, eps), row_rstd(t, k_f, eps));
+        let of = |tile: Shared<bf16, 2>, r: Idx, c: Idx| tile[(r, c)].cast::<f32>();
         for (r, c) in t.parallel((rows, dim)) {
-            k_f[(r, c)] *= x_f[(r, c)] * w[c];
+            let (xv, kv) = (of(x_tile, r, c), of(k_tile, r, c));
+            terms[(r, 0, c)] = xv * xv;
+            terms[(r, 1, c)] = kv * kv;
+            terms[(r, 2, c)] = kv * (xv * w[c]);
         }
-        t.reduce_sum(k_f, sum, 1);
+        t.reduce_sum(terms, sums, 2);
         for r in t.parallel(rows) {
             let at = (first + r, stream);
-            let a = sum[r] * of_x[r] * of_k[r] * (dim as f32).powf(-0.5);
+            let of_tile = |i: i32| (sums[(r, i)] / dim as f32 + eps).rsqrt();
+            let (of_x, of_k) = (of_tile(0), of_tile(1));
+            let a = sums[(r, 2)] * of_x * of_k * (dim as f32).powf(-0.5);
             let root = a.abs().max(clamp).sqrt();
             // The sign of zero is zero.
             let signed = select(a == 0.0, 0.0, root.copysign(a));
             row_gate[r] = signed.sigmoid();
-            dot[at] = sum[r];
+            dot[at] = sums[(r, 2)];
             gate[at] = row_gate[r];
-            rstd_x[at] = of_x[r];
-            rstd_k[at] = of_k[r];
+            rstd_x[at] = of_x;
+            rstd_k[at] = of_k;
         }
         // Read again rather than kept in registers.
         for (r, c) in t.parallel((rows, dim)) {
-            out[(r, c)] = v_tile[(r, c)].cast::<f32>().mul_add(row_gate[r], x_tile[(r, c)].cast::<f32>());
+            out[(r, c)] = of(v_tile, r, c).mul_add(row_gate[r], of(x_tile, r, c));
         }
         t.cast(out, y.at(place).axes([0, 2]));
     }

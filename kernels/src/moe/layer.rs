@@ -275,7 +275,7 @@ impl<W: Weight, S: Element> MoeLayer<W, S> {
         let group = self.config.group;
         let mut codes = DeviceTensor::zeros([tokens, hidden])?;
         let mut sf = DeviceTensor::zeros([tokens, hidden.div_ceil(group)])?;
-        let config = CastConfig { block_cols: group, ue8m0: true, ..CastConfig::default() };
+        let config = CastConfig { ue8m0: true, ..CastConfig::per_token(group) };
         QuantCast::<bf16, f8e4m3, f32>::new(config).launch(stream, x, &mut codes, &mut sf)?;
         Ok((codes, sf))
     }

@@ -13,6 +13,9 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
+/// Tiles that are read ahead, and the one at hand.
+const STAGES: usize = 3;
+
 /// With `xh = x rstd`: `dx = rstd (w dy - xh mean(w dy xh))` and, summed over the rows of each part, `dw = sum dy xh`.
 ///
 /// Part `p` of P takes every P-th tile of rows from `p` on: the number of rows of `dw` says how the sum is split, so its bits
@@ -31,30 +34,37 @@ pub fn rms_norm_backward(
 ) {
     let (rows, dim) = (cfg.rows, x.static_dim(1));
     let [part] = t.grid([dw.dim(0)], cfg.threads);
-    let tile = || t.fragment::<f32, 2>([rows, dim]);
-    let (xh, dy_f, product) = (tile(), tile(), tile());
-    let (mean, dw_sum) = (t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([dim]));
+    let product = t.fragment::<f32, 2>([rows, dim]);
+    let (mean, dw_sum, w) = (t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([dim]), t.fragment::<f32, 1>([dim]));
     t.clear(dw_sum);
-    for i in t.persistent(x.dim(0).ceil_div(rows)) {
-        let first = i * rows;
-        t.cast(x.at((first, 0)), xh);
-        t.cast(dy.at((first, 0)), dy_f);
+    if cfg.weighted {
+        t.copy(weight.at(0), w);
+    }
+    let weigh = |v: Expr<f32>, c: Idx| if cfg.weighted { v * w[c] } else { v };
+    let (x_tile, dy_tile) = (t.shared::<bf16, 2>([rows, dim]), t.shared::<bf16, 2>([rows, dim]));
+    let parts = dw.dim(0);
+    for i in t.pipelined((x.dim(0).ceil_div(rows) - part).ceil_div(parts), STAGES) {
+        let first = (part + i * parts) * rows;
+        t.copy(x.at((first, 0)), x_tile);
+        t.copy(dy.at((first, 0)), dy_tile);
+        // Read again rather than kept in registers.
+        let at = |r: Idx, c: Idx| (x_tile[(r, c)].cast::<f32>() * rstd[first + r], dy_tile[(r, c)].cast::<f32>());
         for (r, c) in t.parallel((rows, dim)) {
-            xh[(r, c)] *= rstd[first + r];
-            product[(r, c)] = dy_f[(r, c)] * xh[(r, c)];
+            let (xh, dy) = at(r, c);
+            product[(r, c)] = dy * xh;
         }
         t.reduce_sum_into(product, dw_sum, 0);
         if cfg.weighted {
             for (r, c) in t.parallel((rows, dim)) {
-                product[(r, c)] *= weight[c];
-                dy_f[(r, c)] *= weight[c];
+                product[(r, c)] *= w[c];
             }
         }
         t.reduce_sum(product, mean, 1);
         for (r, c) in t.parallel((rows, dim)) {
-            dy_f[(r, c)] = rstd[first + r] * (dy_f[(r, c)] - xh[(r, c)] * (mean[r] / dim as f32));
+            let (xh, dy) = at(r, c);
+            product[(r, c)] = rstd[first + r] * (weigh(dy, c) - xh * (mean[r] / dim as f32));
         }
-        t.cast(dy_f, dx.at((first, 0)));
+        t.cast(product, dx.at((first, 0)));
     }
     t.copy(dw_sum, dw.at((part, 0)));
 }
@@ -121,8 +131,8 @@ impl LibraryKernel for Entry {
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         let case = |rows: usize, dim: usize, parts: usize| {
-            // Two blocks of 224 threads fit a multiprocessor, and share 7168 columns without a rest.
-            let threads = if dim.is_multiple_of(8 * 224) { 224 } else { 256 };
+            // They share 7168 columns without a rest.
+            let threads = if dim.is_multiple_of(8 * 448) { 448 } else { 256 };
             let cfg = RmsNormConfig { rows: super::rows_for(4096, dim), threads, ..RmsNormConfig::for_dim(dim) };
             self::case(rows, dim, parts, cfg)
         };
@@ -137,9 +147,9 @@ impl LibraryKernel for Entry {
                     self::case(9, 512, 2, unweighted),
                 ]
             }
-            Scale::Representative => vec![case(4096, 7168, 264)],
+            Scale::Representative => vec![case(4096, 7168, 132)],
             Scale::Full => {
-                vec![case(8192, 7168, 264), case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)]
+                vec![case(8192, 7168, 132), case(4096, 4096, 128), case(4096, 1536, 128), case(8192, 512, 64)]
             }
         }
     }

@@ -19,7 +19,7 @@ pub struct RopeConfig {
     #[tune(1, 2, 4, 8, 16)]
     pub tokens: usize,
     /// Heads of a block.
-    #[tune(1, 4, 8, 16)]
+    #[tune(1, 4, 16, 64)]
     pub heads: usize,
     #[tune(64, 128, 256)]
     pub threads: usize,
@@ -28,10 +28,10 @@ pub struct RopeConfig {
 }
 
 impl RopeConfig {
-    /// Tiles of about 64 vectors.
+    /// Tiles of about 64 vectors, of as few tokens as can be.
     pub fn for_heads(heads: usize) -> RopeConfig {
-        let heads = heads.clamp(1, 16);
-        RopeConfig { tokens: 64 / heads, heads, threads: 128, inverse: false }
+        let heads = heads.clamp(1, 64);
+        RopeConfig { tokens: 64 / heads, heads, threads: 256, inverse: false }
     }
 }
 

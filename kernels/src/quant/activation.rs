@@ -1,7 +1,7 @@
 //! SwiGLU with clamp and row weights: by itself, and as the first part of the kernels that cast its result.
 
 use super::cast::PACKED_STEPS;
-use super::silu::Logistic;
+use super::silu::{Logistic, Rounding, quick};
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -33,12 +33,22 @@ pub(super) struct Source<'a, X: Element> {
 }
 
 /// The activation of the rows from `row` on and the columns from `col` on, in f32: `min(g, c)` and `clamp(h, -c, c)` if
-/// clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding.
+/// clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding; or what cannot be told from
+/// that once it is rounded as `then` says.
 #[tile]
-pub(super) fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx, y: Fragment<f32, 2>, cfg: Options) {
+pub(super) fn activation<X: Element>(
+    t: T,
+    s: &Source<'_, X>,
+    row: Idx,
+    col: Idx,
+    y: Fragment<f32, 2>,
+    then: Rounding,
+    cfg: Options,
+) {
     let [rows, cols] = y.shape();
     let (m, inner) = (s.x.dim(0), s.x.static_dim(1) / 2);
-    let (live, weight) = (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]));
+    let (live, weight, margin) =
+        (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]), t.fragment::<u32, 1>([rows]));
     for i in t.parallel(rows) {
         let p = row + i;
         let real = if cfg.padded { s.pos_to_expert[p] >= 0 } else { Expr::from(true) };
@@ -49,11 +59,11 @@ pub(super) fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx
         } else {
             lit(1.0)
         };
+        margin[i] = select((live[i] == 1) & (weight[i] != 0.0), then.margin(), 0u32);
     }
-    // The gate stands where the activation will: a tile that is stored transposed is read with that in mind.
-    let (g, h) = (y, t.fragment::<f32, 2>([rows, cols]));
-    t.cast(s.x.at((row, col)), g);
-    t.cast(s.x.at((row, col + inner)), h);
+    let (g, h) = (t.fragment::<X, 2>([rows, cols]), t.fragment::<X, 2>([rows, cols]));
+    t.copy(s.x.at((row, col)), g);
+    t.copy(s.x.at((row, col + inner)), h);
     // Columns past the end of the first half belong to the second, and take no part.
     let whole = inner.is_multiple_of(cols * PACKED_STEPS);
     let inside = |j: Idx| if whole { Expr::from(true) } else { col + j < inner };
@@ -62,10 +72,11 @@ pub(super) fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx
             (t.fragment::<i32, 2>([rows, cols]), t.fragment::<i32, 1>([rows]), t.fragment::<i32, 0>([]));
         for which in 0..3 {
             for (i, j) in t.parallel((rows, cols)) {
+                let (g, h) = (g[(i, j)].cast::<f32>(), h[(i, j)].cast::<f32>());
                 let hit = match which {
-                    0 => g[(i, j)] > s.limit,
-                    1 => h[(i, j)] > s.limit,
-                    _ => h[(i, j)] < -s.limit,
+                    0 => g > s.limit,
+                    1 => h > s.limit,
+                    _ => h < -s.limit,
                 };
                 hits[(i, j)] = (hit & inside(j) & (live[i] == 1)).cast::<i32>();
             }
@@ -75,15 +86,28 @@ pub(super) fn activation<X: Element>(t: T, s: &Source<'_, X>, row: Idx, col: Idx
         }
     }
     for (i, j) in t.parallel((rows, cols)) {
-        let (mut g, mut h) = (g[(i, j)], h[(i, j)]);
-        if cfg.clamp {
-            g = g.min(s.limit);
-            h = h.clamp(-s.limit, s.limit);
+        // Read anew by those who come late: until then it need not be kept.
+        let gate = || {
+            let g = g[(i, j)].cast::<f32>();
+            if cfg.clamp { g.min(s.limit) } else { g }
+        };
+        let finish = |silu: Expr<f32>| {
+            let h = h[(i, j)].cast::<f32>();
+            let a = silu * if cfg.clamp { h.clamp(-s.limit, s.limit) } else { h };
+            let a = if cfg.weighted { a * weight[i] } else { a };
+            let a = if whole { a } else { select(inside(j), a, 0.0) };
+            if cfg.padded { select(live[i] == 1, a, 0.0) } else { a }
+        };
+        let exact = || finish(Logistic::of(gate()).times(gate()));
+        if then == Rounding::None {
+            y[(i, j)] = exact();
+        } else {
+            let rough = finish(quick(gate()));
+            y[(i, j)] = rough;
+            if then.in_doubt(rough, gate(), margin[i]) {
+                y[(i, j)] = exact();
+            }
         }
-        let a = Logistic::of(g).times(g) * h;
-        let a = if cfg.weighted { a * weight[i] } else { a };
-        let a = if whole { a } else { select(inside(j), a, 0.0) };
-        y[(i, j)] = if cfg.padded { select(live[i] == 1, a, 0.0) } else { a };
     }
 }
 
@@ -99,10 +123,10 @@ pub struct ActivationConfig {
     /// Rows whose `pos_to_expert` is negative are padding.
     pub padded: bool,
     /// Rows of a tile.
-    #[tune(4, 8, 16)]
+    #[tune(1, 2, 4, 8)]
     pub bm: usize,
     /// Columns of a tile.
-    #[tune(128, 256, 512)]
+    #[tune(256, 512, 1024)]
     pub bn: usize,
     #[tune(128, 256)]
     pub threads: usize,
@@ -110,7 +134,7 @@ pub struct ActivationConfig {
 
 impl Default for ActivationConfig {
     fn default() -> ActivationConfig {
-        ActivationConfig { clamp: true, counted: false, weighted: true, padded: true, bm: 4, bn: 512, threads: 128 }
+        ActivationConfig { clamp: true, counted: false, weighted: true, padded: true, bm: 2, bn: 512, threads: 128 }
     }
 }
 
@@ -137,7 +161,8 @@ pub fn swiglu<X: Element, Y: Float>(
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
     let (row, col) = (by * bm, bx * bn);
     let tile = t.fragment::<f32, 2>([bm, bn]);
-    activation(t, &source, row, col, tile, Options { clamp, counted, weighted, padded });
+    let then = if Y::DTYPE == DType::BF16 { Rounding::Bf16 } else { Rounding::None };
+    activation(t, &source, row, col, tile, then, Options { clamp, counted, weighted, padded });
     t.cast(tile, y.at((row, col)));
 }
 

@@ -34,7 +34,7 @@ impl Gradient {
         let of_gate = scaled * up * gate.mul_add(lit::<f32>(1.0) - sigmoid, 1.0);
         let of_up = scaled * gate;
         let Some(limit) = limit else { return Gradient { activation, of_gate, of_up } };
-        let beyond = cmp::gt(&h, &limit) | cmp::lt(&h, &-limit);
+        let beyond = cmp::gt(&h.abs(), &limit);
         Gradient { activation, of_gate: select(cmp::gt(&g, &limit), 0.0, of_gate), of_up: select(beyond, 0.0, of_up) }
     }
 }
@@ -58,7 +58,7 @@ pub struct ActivationBackwardConfig {
 
 impl Default for ActivationBackwardConfig {
     fn default() -> ActivationBackwardConfig {
-        ActivationBackwardConfig { clamp: true, weighted: true, bm: 1, bn: 1024, threads: 128 }
+        ActivationBackwardConfig { clamp: true, weighted: true, bm: 1, bn: 512, threads: 128 }
     }
 }
 
@@ -98,11 +98,26 @@ pub fn swiglu_backward(
     // Terms of both signs cancel, so that thousands of them need more than f32.
     let (products, total) = (t.fragment::<f64, 2>([bm, bn]), t.fragment::<f64, 1>([bm]));
     t.clear(products);
-    for chunk in t.serial(inner.div_ceil(bn)) {
+    let tile = || t.fragment::<bf16, 2>([bm, bn]);
+    let (g_next, h_next, dy_next, g_tile, h_tile, dy_tile) = (tile(), tile(), tile(), tile(), tile(), tile());
+    let read = |chunk: Idx| {
+        t.copy(x.at((row, chunk * bn)), g_next);
+        t.copy(x.at((row, chunk * bn + inner)), h_next);
+        t.copy(dy.at((row, chunk * bn)), dy_next);
+    };
+    let chunks = inner.div_ceil(bn);
+    read(0.into());
+    for chunk in t.serial(chunks) {
+        // The next chunk is on its way while this one is worked on.
+        for (next, at_hand) in [(g_next, g_tile), (h_next, h_tile), (dy_next, dy_tile)] {
+            t.copy(next, at_hand);
+        }
+        if chunk + 1 < chunks {
+            read(chunk + 1);
+        }
         for (i, j) in t.parallel((bm, bn)) {
             let (p, c) = (row + i, chunk * bn + j);
-            let (g, h) = (x[(p, c)].cast::<f32>(), x[(p, c + inner)].cast::<f32>());
-            let grad = dy[(p, c)].cast::<f32>();
+            let [g, h, grad] = [g_tile, h_tile, dy_tile].map(|tile| tile[(i, j)].cast::<f32>());
             let gradient = Gradient::of(g, h, grad * weight[i], cfg.clamp.then_some(limit));
             // Columns past the end of the first half belong to the second.
             let inside = if inner.is_multiple_of(bn) { Expr::from(true) } else { c < inner };

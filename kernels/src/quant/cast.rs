@@ -61,24 +61,30 @@ pub struct CastConfig {
 impl Default for CastConfig {
     /// Per token in groups of 128 with f32 scale factors.
     fn default() -> CastConfig {
+        CastConfig::per_token(128)
+    }
+}
+
+impl CastConfig {
+    /// Per token in groups of so many elements, or whole rows if 0, with f32 scale factors: few elements of each thread, so that many
+    /// threads are there to wait for memory.
+    pub fn per_token(group: usize) -> CastConfig {
         CastConfig {
             block_rows: 1,
-            block_cols: 128,
+            block_cols: group,
             ue8m0: false,
             reciprocal: false,
             layout: ScaleLayout::RowMajor,
             mode: CastMode::Full,
             input_group: 0,
             gathered: false,
-            bm: 32,
+            bm: 1024usize.checked_div(group).map_or(32, |rows| (rows / 4 * 4).clamp(8, 64)),
             bn: 512,
             steps: 1,
             threads: 128,
         }
     }
-}
 
-impl CastConfig {
     fn scaling(&self) -> Scaling {
         Scaling::new(self.ue8m0, self.reciprocal)
     }
@@ -142,10 +148,15 @@ pub fn cast_tiles<Q: Code, S: Element>(
             load_scales(t, amax, sf, cfg.layout, place);
             given(t, amax)
         } else {
-            amax.clear(t);
-            for piece in t.serial(pieces) {
-                load(row, col + piece * width, x);
-                amax.absmax_into(t, x);
+            if pieces == 1 {
+                load(row, col, x);
+                amax.absmax(t, x);
+            } else {
+                amax.clear(t);
+                for piece in t.serial(pieces) {
+                    load(row, col + piece * width, x);
+                    amax.absmax_into(t, x);
+                }
             }
             scales::<Q>(t, amax, floor, cfg.scaling())
         };

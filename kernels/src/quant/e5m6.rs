@@ -38,7 +38,7 @@ pub struct E5m6Config {
 
 impl Default for E5m6Config {
     fn default() -> E5m6Config {
-        E5m6Config { group: 128, ue8m0: true, bm: 8, threads: 128 }
+        E5m6Config { group: 128, ue8m0: true, bm: 16, threads: 128 }
     }
 }
 

@@ -68,8 +68,8 @@ impl LibraryKernel for Entry {
             }
             Scale::Representative => vec![problem(4096, 7168, BF16, F8E4M3, ue8m0)],
             Scale::Full => {
-                let group = |block_cols| CastConfig { block_cols, ..ue8m0 };
-                let row = CastConfig { block_cols: 0, bn: 1024, ..f32_scales };
+                let group = |group| CastConfig { ue8m0: true, ..CastConfig::per_token(group) };
+                let row = CastConfig { bn: 1024, ..CastConfig::per_token(0) };
                 vec![
                     problem(8192, 7168, BF16, F8E4M3, ue8m0),
                     problem(4096, 4096, BF16, F8E4M3, ue8m0),

@@ -40,15 +40,9 @@ impl LibraryKernel for Entry {
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         let quantised = CastConfig { input_group: 128, ..config() };
-        let per_token = |block_cols, input_group| CastConfig {
-            block_rows: 1,
-            block_cols,
-            input_group,
-            gathered: false,
-            ..CastConfig::default()
-        };
+        let per_token = |group, input_group| CastConfig { input_group, ..CastConfig::per_token(group) };
         // A thread's elements of e2m1 are twice as many as of e4m3: with more threads they stay in few registers.
-        let fp4 = CastConfig { threads: 256, ..per_token(128, 32) };
+        let fp4 = CastConfig { bm: 32, threads: 256, ..per_token(128, 32) };
         let problems = match scale {
             Scale::Small => {
                 let small = CastConfig { block_rows: 32, ..config() };

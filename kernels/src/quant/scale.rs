@@ -76,7 +76,8 @@ pub enum Sharing {
 #[derive(Clone, Copy, Debug)]
 pub enum PerGroup {
     Rows(Fragment<f32, 1>),
-    Columns(Fragment<f32, 1>),
+    /// In memory: rows of a column lie in several warps, and what all find out about it need not be computed by each.
+    Columns(Shared<f32, 1>),
     Tile(Fragment<f32, 0>),
 }
 
@@ -86,7 +87,7 @@ impl PerGroup {
     pub fn new(t: T, sharing: Sharing, [rows, cols]: [usize; 2]) -> PerGroup {
         match sharing {
             Sharing::Row => PerGroup::Rows(t.fragment([rows])),
-            Sharing::Column => PerGroup::Columns(t.fragment([cols])),
+            Sharing::Column => PerGroup::Columns(t.shared([cols])),
             Sharing::Tile => PerGroup::Tile(t.fragment([])),
         }
     }
@@ -94,7 +95,7 @@ impl PerGroup {
     fn like(self, t: T) -> PerGroup {
         match self {
             PerGroup::Rows(v) => PerGroup::Rows(t.fragment(v.shape())),
-            PerGroup::Columns(v) => PerGroup::Columns(t.fragment(v.shape())),
+            PerGroup::Columns(v) => PerGroup::Columns(t.shared(v.shape())),
             PerGroup::Tile(_) => PerGroup::Tile(t.fragment([])),
         }
     }
@@ -113,8 +114,24 @@ impl PerGroup {
     #[track_caller]
     pub fn clear(self, t: T) {
         match self {
-            PerGroup::Rows(v) | PerGroup::Columns(v) => t.clear(v),
+            PerGroup::Rows(v) => t.clear(v),
+            PerGroup::Columns(v) => t.clear(v),
             PerGroup::Tile(v) => t.clear(v),
+        }
+    }
+
+    /// `max |x|` over the elements of each group.
+    #[track_caller]
+    pub fn absmax(self, t: T, x: Fragment<f32, 2>) {
+        match self {
+            PerGroup::Rows(v) => t.reduce_absmax(x, v, 1),
+            PerGroup::Columns(v) => t.reduce_absmax(x, v, 0),
+            PerGroup::Tile(v) => {
+                let [_, cols] = x.shape();
+                let columns = t.fragment::<f32, 1>([cols]);
+                t.reduce_absmax(x, columns, 0);
+                t.reduce_absmax(columns, v, 0);
+            }
         }
     }
 
@@ -138,9 +155,14 @@ impl PerGroup {
     pub fn map(self, t: T, f: impl Fn(Expr<f32>) -> Expr<f32>) -> PerGroup {
         let out = self.like(t);
         match (self, out) {
-            (PerGroup::Rows(x), PerGroup::Rows(y)) | (PerGroup::Columns(x), PerGroup::Columns(y)) => {
+            (PerGroup::Rows(x), PerGroup::Rows(y)) => {
                 for i in t.parallel(x.shape()[0]) {
                     y.store(i, f(x[i]));
+                }
+            }
+            (PerGroup::Columns(x), PerGroup::Columns(y)) => {
+                for j in t.parallel(x.shape()[0]) {
+                    y.store(j, f(x[j]));
                 }
             }
             (PerGroup::Tile(x), PerGroup::Tile(y)) => y.store([], f(x[[]])),
@@ -208,8 +230,17 @@ pub fn given(t: T, factor: PerGroup) -> Scales {
 #[track_caller]
 pub fn divide(t: T, x: Fragment<f32, 2>, scales: &Scales) {
     let [rows, cols] = x.shape();
+    // Each thread reads those of its columns once.
+    let of_columns = match scales.by {
+        PerGroup::Columns(v) => {
+            let own = t.fragment::<f32, 1>([cols]);
+            t.copy(v, own);
+            Some(own)
+        }
+        PerGroup::Rows(_) | PerGroup::Tile(_) => None,
+    };
     for (i, j) in t.parallel((rows, cols)) {
-        let by = scales.by.at(i, j);
+        let by = of_columns.map_or_else(|| scales.by.at(i, j), |own| own[j]);
         x.store((i, j), if scales.multiply { x[(i, j)] * by } else { x[(i, j)] / by });
     }
 }

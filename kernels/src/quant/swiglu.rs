@@ -4,6 +4,7 @@ use super::activation::{Options, Source, activation, counters, rows_in_expert_or
 use super::cast::{CastConfig, cast_tiles};
 use super::problem::{compare_codes, format, sf_shape};
 use super::scale::{Code, ScaleLayout};
+use super::silu::Rounding;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -107,7 +108,8 @@ pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(
     #[comptime] cfg: SwigluConfig,
 ) {
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
-    let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| activation(t, &source, row, col, tile, cfg.options());
+    let then = if cfg.ue8m0 { Rounding::Codes } else { Rounding::None };
+    let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| activation(t, &source, row, col, tile, then, cfg.options());
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile, codes.at((row, col)));
     cast_tiles::<Q, S>(t, (x.dim(0), codes.static_dim(1)), load, store, sf, amax_floor, cfg.cast(false));
 }
@@ -130,7 +132,7 @@ pub fn swiglu_forward_and_per_channel_cast_and_transpose<X: Element, Q: Code, S:
 ) {
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| {
-        activation(t, &source, row, col, tile, cfg.options());
+        activation(t, &source, row, col, tile, Rounding::Bf16, cfg.options());
         let [rows, cols] = tile.shape();
         for (i, j) in t.parallel((rows, cols)) {
             tile[(i, j)] = tile[(i, j)].cast::<bf16>().cast::<f32>();

@@ -21,9 +21,9 @@ pub struct VocabConfig {
     #[tune(1, 2, 4, 8)]
     pub rows: usize,
     /// Logits of a step.
-    #[tune(512, 1024, 2048, 4096)]
+    #[tune(512, 1024, 2048, 4096, 8192)]
     pub cols: usize,
-    #[tune(128, 256)]
+    #[tune(128, 256, 512)]
     pub threads: usize,
 }
 

@@ -15,7 +15,7 @@ use zellige::prelude::*;
 use zellige_ir::DType;
 
 /// Steps whose logits are read ahead, and the one at hand.
-const STAGES: usize = 2;
+const STAGES: usize = 3;
 
 /// `kl = sum_c p_s(c) (ln p_s(c) - ln p_t(c))` of each row, with `ln p = z - lse`, in one pass: the
 /// mean of `z_s - z_t` under p_s, and the difference of the log-sum-exps. Both are small where the two agree, so nothing cancels.
@@ -41,16 +41,29 @@ pub fn reverse_kl<E: Float>(
     for j in t.pipelined(vocab.ceil_div(cols), STAGES) {
         t.copy(student.at((b * rows, j * cols)), s_tile);
         t.copy(teacher.at((b * rows, j * cols)), t_tile);
-        for (r, c) in t.parallel((rows, lanes)) {
-            let columns = lane_columns(0.into(), c, lanes);
-            let of = |tile: Shared<E, 2>, col: Idx| tile[(r, col)].cast::<f32>();
-            let differences = columns.map(|col| of(s_tile, col) - of(t_tile, col));
-            let inside = |col: Idx| j * cols + col < vocab;
-            let [z_s, z_t] =
-                [s_tile, t_tile].map(|z| columns.map(|col| select(inside(col), of(z, col), f32::NEG_INFINITY)));
-            let (shrink, exps) = of_s.step((r, c), &z_s);
-            of_t.step((r, c), &z_t);
-            ratio[(r, c)] = exps.iter().zip(differences).fold(ratio[(r, c)] * shrink, |sum, (e, d)| e.mul_add(d, sum));
+        // Only the last step may reach beyond the vocabulary.
+        let whole = (j + 1) * cols <= vocab;
+        let step = |guarded: bool| {
+            for (r, c) in t.parallel((rows, lanes)) {
+                let columns = lane_columns(0.into(), c, lanes);
+                let of = |tile: Shared<E, 2>| columns.map(|col| tile[(r, col)].cast::<f32>());
+                let (s, u) = (of(s_tile), of(t_tile));
+                let differences = std::array::from_fn::<_, PER_LANE, _>(|k| s[k] - u[k]);
+                let inside = |k: usize, z: Expr<f32>| match guarded {
+                    true => select(j * cols + columns[k] < vocab, z, f32::NEG_INFINITY),
+                    false => z,
+                };
+                let [z_s, z_t] = [s, u].map(|z| std::array::from_fn::<_, PER_LANE, _>(|k| inside(k, z[k])));
+                let (shrink, exps) = of_s.step((r, c), &z_s);
+                of_t.step((r, c), &z_t);
+                let sum = ratio[(r, c)] * shrink;
+                ratio[(r, c)] = exps.iter().zip(differences).fold(sum, |sum, (e, d)| e.mul_add(d, sum));
+            }
+        };
+        if whole {
+            step(false);
+        } else {
+            step(true);
         }
     }
     let (of_s, of_t) = (of_s.finish(t), of_t.finish(t));
@@ -180,8 +193,8 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-/// Of the gradient: rows are few, so their blocks are large.
-fn backward_config() -> VocabConfig {
+/// Rows are few, so their blocks are large.
+fn config() -> VocabConfig {
     VocabConfig { cols: 8192, threads: 512, ..VocabConfig::default() }
 }
 
@@ -198,16 +211,16 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(VocabConfig::default())
+        Box::new(config())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        launcher(dtype, apply(VocabConfig::default(), settings)?)
+        launcher(dtype, apply(config(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, VocabConfig::default(), 256, problem)
+        loss_cases(scale, config(), 256, problem)
     }
 }
 
@@ -224,15 +237,15 @@ impl LibraryKernel for BackwardEntry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(VocabConfig::default())
+        Box::new(config())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        backward_launcher(dtype, apply(VocabConfig::default(), settings)?)
+        backward_launcher(dtype, apply(config(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, backward_config(), 256, backward_problem)
+        loss_cases(scale, config(), 256, backward_problem)
     }
 }

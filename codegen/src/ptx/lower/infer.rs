@@ -418,16 +418,43 @@ impl Infer<'_> {
         narrowest
     }
 
-    /// The axes of a fragment along which tensors that it is copied from or to are contiguous, with the elements of a
-    /// widest access there.
+    /// A fragment and those that parallel loops go through side by side with it, element by element: they lie alike.
+    fn side_by_side(&self, buffer: Buffer) -> Vec<Buffer> {
+        let func = self.func;
+        let mut found = vec![buffer];
+        let Some(shape) = func.buffers[buffer].static_shape() else { return found };
+        let in_order = |a: &&Access| {
+            func.buffers[a.buffer].scope == Scope::Fragment
+                && a.forms.len() == shape.len()
+                && a.forms.iter().enumerate().all(|(i, f)| matches!(*f, Form::Loop { dim, off: 0 } if dim == i))
+        };
+        let loops: Vec<Vec<Buffer>> = (self.ops.iter().filter_map(|op| self.loops.get(op)))
+            .filter(|l| l.extents == *shape)
+            .map(|l| l.accesses.iter().filter(in_order).map(|a| a.buffer).collect())
+            .collect();
+        let mut at = 0;
+        while let Some(from) = found.get(at).copied() {
+            for buffer in loops.iter().filter(|l| l.contains(&from)).flatten() {
+                if !found.contains(buffer) {
+                    found.push(*buffer);
+                }
+            }
+            at += 1;
+        }
+        found
+    }
+
+    /// The axes of a fragment along which tensors that it, or one side by side with it, is copied from or to are contiguous,
+    /// with the elements of a widest access there.
     fn wide_axes(&self, buffer: Buffer) -> Vec<(usize, usize)> {
         let func = self.func;
+        let alike = self.side_by_side(buffer);
         let mut wide: Vec<(usize, usize)> = Vec::new();
         for &op in &self.ops {
             let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
             for (own, other) in [(src, dst), (dst, src)] {
                 let tensor = &func.buffers[other.buffer];
-                if own.buffer != buffer || tensor.scope != Scope::Global || !own.covers_whole_buffer(func) {
+                if !alike.contains(&own.buffer) || tensor.scope != Scope::Global || !own.covers_whole_buffer(func) {
                     continue;
                 }
                 let last = tensor.rank().wrapping_sub(1);

@@ -8,13 +8,15 @@ use super::value::Scalar;
 use super::view::Coords;
 use super::{Lowerer, Result, cast};
 use crate::ptx::error::CodegenError;
-use crate::ptx::simt::{SimtOp, Ty, Val};
+use crate::ptx::simt::{Bin, Num, SimtOp, Ty, Val};
 use smallvec::SmallVec;
 use std::rc::Rc;
 use zellige_ir::{AtomicOp, Buffer, Def, EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
 
 /// Ops up to which the arms of a conditional are executed under predicates instead of branches.
 const MAX_PREDICATED: usize = 24;
+/// Lanes that pass a conditional by one branch, if none of them enters it: one that is too long for predicates is rarely entered.
+pub(super) const BRANCH_LANES: usize = 4;
 /// Elements of a local buffer that belongs to one iteration.
 const MAX_PRIVATE: usize = 256;
 
@@ -423,10 +425,33 @@ impl Lowerer<'_> {
         if together && let Some(&c) = conds.first() {
             return self.lanes_branch(parent, c, then_body, else_body, lanes);
         }
-        for (i, &lane) in lanes.which.iter().enumerate() {
-            self.lanes_branch(parent, conds[i], then_body, else_body, &lanes.only(lane))?;
+        let nothing_else = self.func.regions[else_body].ops.is_empty();
+        let shared = if nothing_else { BRANCH_LANES } else { 1 };
+        for (group, conds) in lanes.which.chunks(shared).zip(conds.chunks(shared)) {
+            let each = |l: &mut Self| {
+                group.iter().zip(conds).try_for_each(|(&lane, &cond)| {
+                    l.lanes_branch(parent, cond, then_body, else_body, &lanes.only(lane))
+                })
+            };
+            match conds.iter().copied().reduce(|x, y| self.b.bin(Bin::Or, Num::Pred, x, y)).filter(|_| group.len() > 1)
+            {
+                Some(any) => self.branch_on(Some(any), &mut |l| each(l))?,
+                None => each(self)?,
+            }
         }
         Ok(())
+    }
+
+    /// Does a loop body have a conditional that lanes branch on, each on a condition of its own?
+    pub(super) fn lanes_may_branch(&self, body: Region) -> bool {
+        let mut found = false;
+        self.walk_ops(body, &mut |_, kind| {
+            if let OpKind::If { then_body, else_body, .. } = kind {
+                let ops = self.predicable(*then_body).zip(self.predicable(*else_body));
+                found |= ops.is_none_or(|(n, m)| n + m > MAX_PREDICATED);
+            }
+        });
+        found
     }
 
     fn lanes_branch(&mut self, parent: Op, cond: Val, then_body: Region, else_body: Region, lanes: &Lanes) -> Result {

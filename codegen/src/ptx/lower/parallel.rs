@@ -7,7 +7,7 @@ use super::accesses::{self, Access, Form};
 use super::dist::Dist;
 use super::index::{self, Idx};
 use super::infer::{self, ParallelLoop};
-use super::lanes::{LaneScalars, Lanes};
+use super::lanes::{BRANCH_LANES, LaneScalars, Lanes};
 use super::place::Place;
 use super::value::Scalar;
 use super::view::Coords;
@@ -145,9 +145,13 @@ impl Lowerer<'_> {
         // primary's writes.
         let idle_replicas = !accesses.iter().any(|a| a.write && self.dist_of(a.buffer).is_some());
         let bounds: Coords = bounds.iter().copied().collect();
+        // What is computed before a branch waits in registers until all before it are through. Accesses to memory are wide still.
+        let branches = self.lanes_may_branch(body);
+        let wide = !branches || accesses.iter().any(|a| self.memory(a.buffer).is_some());
+        let together = (if branches { BRANCH_LANES } else { MAX_LANES }, if wide { dist.run(MAX_LANES) } else { 1 });
         self.for_parts(dist, limit, &mut |l, part| {
             let part = Part { shape: bounds.clone(), ..part.clone() };
-            let group = dist.run(MAX_LANES).max(MAX_LANES.min(part.regs.len()));
+            let group = together.1.max(together.0.min(part.regs.len()));
             for regs in part.regs.chunks(group) {
                 let mut live = Vec::with_capacity(regs.len());
                 for &r in regs {

@@ -5,7 +5,7 @@
 use super::dist::{Dist, ThreadDigit, thread_part};
 use super::index::{self, Idx};
 use super::value::{self, Scalar};
-use super::view::Coords;
+use super::view::{Coords, View};
 use super::window::{Part, Source};
 use super::{Lowerer, Result, cast, scalar};
 use crate::ptx::simt::{Cmp, Num, ShflMode, Ty, Val};
@@ -81,20 +81,39 @@ impl Lowerer<'_> {
             Err(e) => return Err(self.layout_error("no layout for the result of a reduction", e)),
         });
         let source = self.source(op, src, &dist)?;
-        let old = if accumulate { Some(self.source(op, dst, &result_dist)?) } else { None };
-        let sink = self.sink(op, dst, &result_dist)?;
+        // Warps leave their results in memory; a result that stays there is put together by one thread rather than by all.
+        let across = warps_along(&dist, axis).iter().map(|d| d.radix).product::<usize>() > 1;
+        let apart = across && !positional && self.memory(dst.buffer).is_some();
+        let last_dist = if apart { self.walk_dist(dst, ty.bits())? } else { result_dist };
+        let old = if accumulate { Some(self.source(op, dst, &last_dist)?) } else { None };
+        let sink = self.sink(op, dst, &last_dist)?;
         self.b.phase("reduce");
         let mut partials = self.reduce_registers(op, r, &source, &dist, axis)?;
         self.reduce_lanes(op, r, &dist, axis, &mut partials)?;
-        self.reduce_warps(op, r, &dist, axis, &dst.shape(), &mut partials)?;
+        if across {
+            let of_warps = self.share_partials(r, &dist, axis, &dst.shape(), &partials);
+            if apart {
+                let part = self.part(&last_dist);
+                partials = part
+                    .regs
+                    .iter()
+                    .map(|&reg| (last_dist.regs[reg].iter().copied().collect(), self.neutral(r)))
+                    .collect();
+                let at = part.regs.iter().map(|&reg| part.coords(reg)).collect();
+                let live = part.regs.iter().map(|&reg| self.live(&part, reg)).collect();
+                self.combine_warps(op, r, &WarpPartials { at, live, ..of_warps }, &mut partials)?;
+            } else {
+                self.combine_warps(op, r, &of_warps, &mut partials)?;
+            }
+        }
 
-        let part = self.part(&result_dist);
+        let part = self.part(&last_dist);
         let zero = Const::zero(self.dtype(dst.buffer));
         let old = old.map(|o| self.load_primary(&o, &part, zero));
         let to = self.dtype(dst.buffer);
         let mut results = Vec::with_capacity(part.regs.len());
         for (i, &reg) in part.regs.iter().enumerate() {
-            let key: SmallVec<[usize; 4]> = result_dist.regs[reg].iter().copied().collect();
+            let key: SmallVec<[usize; 4]> = last_dist.regs[reg].iter().copied().collect();
             let Some(item) = partials.get(&key).copied() else {
                 return self.malformed(op, "a result of a reduction has no place");
             };
@@ -344,21 +363,17 @@ impl Lowerer<'_> {
         Ok(())
     }
 
-    /// Combines over the warps that differ along the axis, through shared memory.
-    fn reduce_warps(
+    /// Puts the results of warps that differ along the axis where all threads can read them, and ends the phase.
+    fn share_partials(
         &mut self,
-        op: Op,
         r: Reduction,
         dist: &Rc<Dist>,
         axis: usize,
         shape: &[usize],
-        partials: &mut Partials,
-    ) -> Result {
-        let warps: Vec<ThreadDigit> = dist.threads[axis].iter().filter_map(|d| d.warps()).collect();
+        partials: &Partials,
+    ) -> WarpPartials {
+        let warps = warps_along(dist, axis);
         let count: usize = warps.iter().map(|d| d.radix).product();
-        if count <= 1 {
-            return Ok(());
-        }
         let mut full: SmallVec<[usize; 4]> = SmallVec::from_slice(&[count]);
         full.extend(shape.iter().copied());
         let carried = if r.is_positional() && r.from == DType::Bool { DType::I32 } else { r.ty.accumulator() };
@@ -384,36 +399,38 @@ impl Lowerer<'_> {
         }
         let thread = dist.thread_coords(&mut self.b, self.tid);
         let others: Vec<usize> = (0..dist.rank()).filter(|&a| a != axis).collect();
-        let mut at: Vec<Coords> = Vec::new();
-        let mut guards = Vec::new();
-        let mut dead = Vec::new();
+        let (mut at, mut live) = (Vec::new(), Vec::new());
         for key in partials.keys() {
-            let mut c: Coords = SmallVec::from_slice(&[number]);
-            let mut live = None;
+            let mut c = Coords::new();
+            let mut all_inside = None;
             for (j, &a) in others.iter().enumerate() {
                 let x = thread[a].shift(key[j] as i64);
                 let inside = index::in_bounds(&mut self.b, x, Idx::constant(shape[j] as i64));
-                live = self.b.and_guard(live, inside);
+                all_inside = self.b.and_guard(all_inside, inside);
                 c.push(x);
             }
             at.push(c);
-            guards.push(self.b.and_guard(guard, live));
-            dead.push(live);
+            live.push(all_inside);
         }
+        let own: Vec<Coords> = at.iter().map(|c| with_warp(number, c)).collect();
+        let guards: Vec<Option<Val>> = live.iter().map(|&live| self.b.and_guard(guard, live)).collect();
         let vals: Vec<Val> = partials.values().map(|i| i.value).collect();
-        values.store(&mut self.b, &at, &guards, &vals);
+        values.store(&mut self.b, &own, &guards, &vals);
         if let Some(view) = &positions {
             let vals: Vec<Val> = partials.values().filter_map(|i| i.position).collect();
-            view.store(&mut self.b, &at, &guards, &vals);
+            view.store(&mut self.b, &own, &guards, &vals);
         }
         self.b.phase("reduce across warps");
-        let mut sums: Vec<Option<Item>> = vec![None; partials.len()];
-        for w in 0..count {
-            for c in &mut at {
-                c[0] = Idx::constant(w as i64);
-            }
-            let vals = values.load(&mut self.b, &at, &dead);
-            let places = positions.as_ref().map(|view| view.load(&mut self.b, &at, &dead));
+        WarpPartials { count, values, positions, at, live }
+    }
+
+    /// Combines over the warps what is at some places, one for each of `results`.
+    fn combine_warps(&mut self, op: Op, r: Reduction, warps: &WarpPartials, results: &mut Partials) -> Result {
+        let mut sums: Vec<Option<Item>> = vec![None; results.len()];
+        for w in 0..warps.count {
+            let at: Vec<Coords> = warps.at.iter().map(|c| with_warp(Idx::constant(w as i64), c)).collect();
+            let vals = warps.values.load(&mut self.b, &at, &warps.live);
+            let places = warps.positions.as_ref().map(|view| view.load(&mut self.b, &at, &warps.live));
             for (i, &value) in vals.iter().enumerate() {
                 let item = Item { value, position: places.as_ref().map(|p| p[i]) };
                 sums[i] = Some(match sums[i] {
@@ -422,13 +439,33 @@ impl Lowerer<'_> {
                 });
             }
         }
-        for (item, sum) in partials.values_mut().zip(sums) {
+        for (item, sum) in results.values_mut().zip(sums) {
             if let Some(s) = sum {
                 *item = s;
             }
         }
         Ok(())
     }
+}
+
+/// What the warps that differ along the axis of a reduction have found, in shared memory.
+struct WarpPartials {
+    count: usize,
+    /// [count, shape of the result].
+    values: View,
+    positions: Option<View>,
+    /// Places in the result at which they are combined.
+    at: Vec<Coords>,
+    /// For each of them: is it in the result?
+    live: Vec<Option<Val>>,
+}
+
+fn warps_along(dist: &Dist, axis: usize) -> Vec<ThreadDigit> {
+    dist.threads[axis].iter().filter_map(|d| d.warps()).collect()
+}
+
+fn with_warp(warp: Idx, at: &Coords) -> Coords {
+    std::iter::once(warp).chain(at.iter().copied()).collect()
 }
 
 /// A coordinate without one axis.
