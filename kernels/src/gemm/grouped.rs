@@ -30,9 +30,6 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
 ) {
     let (bm, bn, k) = (cfg.bm, cfg.bn, a.dim(1));
     let [bx, by] = t.grid([c.dim(1).ceil_div(bn), c.dim(0).ceil_div(bm)], cfg.threads);
-    if cfg.alone {
-        t.clusters(1, 1);
-    }
     let (row, col) = (by * bm, bx * bn);
     let found = pos_to_expert[row];
     if found >= 0 {
@@ -116,9 +113,6 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
     // Blocks that run at once share a group's rows, and those with nothing to do come last.
     let [bx, number] = t.grid([c.dim(2).ceil_div(bn), room * groups], cfg.threads);
     t.block_order_panel(1);
-    if cfg.alone {
-        t.clusters(1, 1);
-    }
     let few = groups <= FEW_GROUPS;
     let in_use = |e: usize| (counts[e] + (bm as i32 - 1)) / bm as i32;
     let (e, by, has_rows) = if few {

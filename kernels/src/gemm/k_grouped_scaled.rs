@@ -72,6 +72,10 @@ fn launcher(cfg: ProductConfig) -> Result<Box<dyn Kernel>, ProblemError> {
         let message = "k_grouped_scaled_gemm has scale factors per position group and row, alike on both sides";
         return Err(ProblemError::Unsupported(message.to_owned()));
     }
+    if cfg.turned {
+        let message = "k_grouped_scaled_gemm has many rows on both sides: leave `turned` off";
+        return Err(ProblemError::Unsupported(message.to_owned()));
+    }
     Ok(Box::new(KGroupedScaledGemm::new(cfg)))
 }
 

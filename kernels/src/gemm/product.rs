@@ -36,10 +36,8 @@ pub struct ProductConfig {
     /// The scale factors of `a` lie as `[groups, rows rounded up to 4]`; otherwise as `[rows, groups]`.
     pub column_major: bool,
     /// The rows of `b` are those of the matrix units' tiles, of which there must be 64 for a warpgroup, and the rows of `a` their
-    /// columns: few of these are worth a tile then. For grouped products.
+    /// columns: few of these are worth a tile then.
     pub turned: bool,
-    /// Blocks fetch the rows of `a` on their own; otherwise neighbours along N share them. For grouped products.
-    pub alone: bool,
     /// Rows that belong to no group are written as zeros; otherwise they hold nothing in particular. Not for dense products.
     pub zero_padding: bool,
 }
@@ -59,7 +57,6 @@ impl Default for ProductConfig {
             b_group: 128,
             column_major: false,
             turned: false,
-            alone: false,
             zero_padding: false,
         }
     }
