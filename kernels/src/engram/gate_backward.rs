@@ -6,6 +6,7 @@ use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
 };
+use crate::norm::rows_for;
 use crate::reference::codec::bf16_round_all;
 use crate::reference::metrics::{Tolerance, compare};
 use zellige::TuneValue;
@@ -43,12 +44,11 @@ pub fn engram_gate_backward(
     let shape = [rows, streams, dim];
     let tile = || t.shared::<bf16, 3>(shape);
     let (x_tile, k_tile, dy_tile, v_tile) = (tile(), tile(), tile(), t.shared::<bf16, 2>([rows, dim]));
-    let (terms, dweight_f) = (t.fragment::<f32, 3>(shape), t.fragment::<f32, 2>([streams, dim]));
-    let dv_f = t.fragment::<f32, 2>([rows, dim]);
-    // In memory: one thread computes what all need of a stream. The gradients of the dot product and through the norms, divided by that
-    // of the gate, which is known last.
+    let (out, dv_f) = (t.fragment::<f32, 3>(shape), t.fragment::<f32, 2>([rows, dim]));
+    let dweight_f = t.fragment::<f32, 2>([streams, dim]);
+    // In memory: one thread computes what all need of a stream.
     let of_stream = || t.shared::<f32, 2>([rows, streams]);
-    let (dgate, to_dot, to_x, to_k) = (of_stream(), of_stream(), of_stream(), of_stream());
+    let (dgate, ddot, through_x, through_k) = (of_stream(), of_stream(), of_stream(), of_stream());
     t.clear(dweight_f);
     let parts = dweight.dim(0);
     for i in t.pipelined((x.dim(0).ceil_div(rows) - part).ceil_div(parts), stages(shape)) {
@@ -58,6 +58,10 @@ pub fn engram_gate_backward(
         t.copy(dy.at((first, 0, 0)), dy_tile);
         t.copy(v.at((first, 0)), v_tile);
         let of = |tile: Shared<bf16, 3>, r: Idx, s: Idx, c: Idx| tile[(r, s, c)].cast::<f32>();
+        for (r, s, c) in t.parallel((rows, streams, dim)) {
+            out[(r, s, c)] = of(dy_tile, r, s, c) * v_tile[(r, c)].cast::<f32>();
+        }
+        t.reduce_sum(out, dgate, 2);
         for (r, s) in t.parallel((rows, streams)) {
             let at = (first + r, s);
             let (rx, rk, g) = (rstd_x[at], rstd_k[at], gate[at]);
@@ -65,32 +69,30 @@ pub fn engram_gate_backward(
             let a = dot[at] * rx * rk * scale;
             let magnitude = a.abs();
             let blocked = magnitude < clamp || magnitude == 0.0;
-            let da = select(blocked, 0.0, g * (1.0 - g) * 0.5 / magnitude.sqrt());
-            to_dot[(r, s)] = da * rx * rk * scale;
-            to_x[(r, s)] = da * a * rx * rx / dim as f32;
-            to_k[(r, s)] = da * a * rk * rk / dim as f32;
+            let da = select(blocked, 0.0, dgate[(r, s)] * g * (1.0 - g) * 0.5 / magnitude.sqrt());
+            ddot[(r, s)] = da * rx * rk * scale;
+            through_x[(r, s)] = da * a * rx * rx / dim as f32;
+            through_k[(r, s)] = da * a * rk * rk / dim as f32;
         }
-        for (r, c) in t.parallel((rows, dim)) {
-            let value = v_tile[(r, c)].cast::<f32>();
-            let mut sum: Expr<f32> = lit(0.0);
-            for s in 0..streams {
-                let grad = of(dy_tile, r, s.into(), c);
-                terms[(r, s, c)] = grad * value;
-                sum = grad.mul_add(gate[(first + r, s)], sum);
-            }
-            dv_f[(r, c)] = sum;
-        }
-        t.cast(dv_f, dv.at((first, 0)));
-        t.reduce_sum(terms, dgate, 2);
         for (r, s, c) in t.parallel((rows, streams, dim)) {
-            let (grad, xv, kv) = (of(dy_tile, r, s, c), of(x_tile, r, s, c), of(k_tile, r, s, c));
-            let [ddot, through_x, through_k] = [to_dot, to_x, to_k].map(|to| dgate[(r, s)] * to[(r, s)]);
-            let w = weight[(s, c)];
-            terms[(r, s, c)] = ddot * xv * kv;
-            dx[(first + r, s, c)] = (grad + ddot * kv * w - through_x * xv).cast();
-            dk[(first + r, s, c)] = (ddot * xv * w - through_k * kv).cast();
+            out[(r, s, c)] = of(dy_tile, r, s, c) * gate[(first + r, s)];
         }
-        t.reduce_sum_into(terms, dweight_f, 0);
+        t.reduce_sum(out, dv_f, 1);
+        t.cast(dv_f, dv.at((first, 0)));
+        for (r, s, c) in t.parallel((rows, streams, dim)) {
+            out[(r, s, c)] = ddot[(r, s)] * of(x_tile, r, s, c) * of(k_tile, r, s, c);
+        }
+        t.reduce_sum_into(out, dweight_f, 0);
+        for (r, s, c) in t.parallel((rows, streams, dim)) {
+            let (xv, kv) = (of(x_tile, r, s, c), of(k_tile, r, s, c));
+            out[(r, s, c)] = of(dy_tile, r, s, c) + ddot[(r, s)] * kv * weight[(s, c)] - through_x[(r, s)] * xv;
+        }
+        t.cast(out, dx.at((first, 0, 0)));
+        for (r, s, c) in t.parallel((rows, streams, dim)) {
+            let (xv, kv) = (of(x_tile, r, s, c), of(k_tile, r, s, c));
+            out[(r, s, c)] = ddot[(r, s)] * xv * weight[(s, c)] - through_k[(r, s)] * kv;
+        }
+        t.cast(out, dk.at((first, 0, 0)));
     }
     t.copy(dweight_f, dweight.at((part, 0, 0)));
 }
@@ -145,7 +147,7 @@ fn case(tokens: usize, streams: usize, dim: usize, parts: usize) -> Case {
     let name = format!("tokens={tokens} streams={streams} dim={dim} parts={parts}");
     // Half a thousand threads share the tile of a multiprocessor.
     let threads = if dim.is_multiple_of(8 * 448) { 448 } else { 512 };
-    Case::new(name, GateConfig { threads, ..GateConfig::for_dim(dim) }, move |cfg| {
+    Case::new(name, GateConfig { tokens: rows_for(2048, dim).min(4), threads }, move |cfg| {
         problem(tokens, streams, dim, parts, cfg)
     })
 }

@@ -193,8 +193,8 @@ fn backward_problem(rows: usize, vocab: usize, dtype: DType, cfg: VocabConfig) -
     Ok(Problem { kernel: backward_launcher(dtype, cfg)?, args, work, verify: Box::new(verify) })
 }
 
-/// Rows are few, so their blocks are large.
-fn config() -> VocabConfig {
+/// Of the gradient: rows are few, so their blocks are large.
+fn backward_config() -> VocabConfig {
     VocabConfig { cols: 8192, threads: 512, ..VocabConfig::default() }
 }
 
@@ -211,16 +211,16 @@ impl LibraryKernel for Entry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(config())
+        Box::new(VocabConfig::default())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        launcher(dtype, apply(config(), settings)?)
+        launcher(dtype, apply(VocabConfig::default(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, config(), 256, problem)
+        loss_cases(scale, VocabConfig::default(), 256, problem)
     }
 }
 
@@ -237,15 +237,15 @@ impl LibraryKernel for BackwardEntry {
     }
 
     fn settings(&self) -> Box<dyn Settings> {
-        Box::new(config())
+        Box::new(backward_config())
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let dtype = dtypes.get("student").copied().unwrap_or(DType::BF16);
-        backward_launcher(dtype, apply(config(), settings)?)
+        backward_launcher(dtype, apply(backward_config(), settings)?)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
-        loss_cases(scale, config(), 256, backward_problem)
+        loss_cases(scale, backward_config(), 256, backward_problem)
     }
 }
