@@ -95,7 +95,8 @@ const BLOCKS: [(&str, i64); 2] = [("chunk", 16), ("threads", 128)];
 
 /// Configs besides those of the small problems, which are too shallow for some rings and too small for several blocks: kernel,
 /// level of features, config, problems.
-const DEEPER: [(&str, Arch, Settings, &str); 11] = [
+const DEEPER: [(&str, Arch, Settings, &str); 12] = [
+    ("block_scaled_gemm", Arch::Sm90a, &[("bk", 64), ("stages", 2)], "m=33 n=72 k=160 f8e4m3xf4e2m1"),
     ("attention_dkv", Arch::Sm90a, &[("bm", 16), ("bn", 64), ("stages", 2), ("threads", 128)], "h=6/2"),
     ("attention_dq", Arch::Sm90a, &[("bm", 64), ("bn", 16), ("stages", 2), ("threads", 128)], "h=6/2"),
     ("aux_fi", Arch::Sm80, &BLOCKS, "t=67"),
