@@ -3,7 +3,7 @@
 use super::dq::{GRADIENT, backward_args, cases};
 use super::head_sum::sum_parts;
 use super::problem::{Batch, Sink};
-use super::{AttentionConfig, Segment, clear_rows_from, visible};
+use super::{AttentionConfig, Segment, UNEVEN, check_groups, clear_rows_from, visible};
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -42,6 +42,9 @@ pub fn attention_dkv<G: Float>(
 ) {
     let AttentionConfig { bm, bn, .. } = cfg;
     let d = q.static_dim(2);
+    check_groups(t, q.static_dim(1), k.static_dim(1), UNEVEN);
+    check_groups(t, q.static_dim(1), dk.static_dim(1), "the number of query heads is not a multiple of `parts`");
+    check_groups(t, dk.static_dim(1), k.static_dim(1), "`parts` is not a multiple of the number of key heads");
     let [tile, part, b] = t.grid((max_k.ceil_div(bn), dk.dim(1), cu_q.dim(0) - 1), cfg.threads);
     let kv_head = part / (dk.dim(1) / k.dim(1));
     let of_part = q.dim(1) / dk.dim(1);

@@ -1,7 +1,7 @@
 //! Attention backward: the gradient of the queries.
 
 use super::problem::{Batch, Sink};
-use super::{AttentionConfig, Segment, clear_rows_from, visible};
+use super::{AttentionConfig, Segment, UNEVEN, check_groups, clear_rows_from, visible};
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -34,6 +34,7 @@ pub fn attention_dq(
 ) {
     let AttentionConfig { bm, bn, .. } = cfg;
     let d = q.static_dim(2);
+    check_groups(t, q.static_dim(1), k.static_dim(1), UNEVEN);
     let [tile, head, b] = t.grid((max_q.ceil_div(bm), q.dim(1), cu_q.dim(0) - 1), cfg.threads);
     let kv_head = head / (q.dim(1) / k.dim(1));
     let (queries, keys) = (Segment::of(cu_q, b), Segment::of(cu_k, b));

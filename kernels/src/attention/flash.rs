@@ -1,7 +1,7 @@
 //! Dense attention forward with an online softmax over blocks of keys.
 
 use super::problem::{Batch, Sink};
-use super::{AttentionConfig, Segment, clear_rows_from, visible};
+use super::{AttentionConfig, Segment, UNEVEN, check_groups, clear_rows_from, visible};
 use crate::inputs::{Inputs, output, sample_rows};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -40,6 +40,7 @@ pub fn flash_attention(
 ) {
     let AttentionConfig { bm, bn, .. } = cfg;
     let d = q.static_dim(2);
+    check_groups(t, q.static_dim(1), k.static_dim(1), UNEVEN);
     let tiles = max_q.ceil_div(bm);
     let [tile, head, b] = t.grid((tiles, q.dim(1), cu_q.dim(0) - 1), cfg.threads);
     let kv_head = head / (q.dim(1) / k.dim(1));

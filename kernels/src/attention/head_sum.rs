@@ -1,5 +1,6 @@
 //! Attention backward: the sum of the parts in which the gradients of keys and values come.
 
+use super::check_groups;
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -35,7 +36,8 @@ pub fn attention_head_sum(
     #[comptime] cfg: HeadSumConfig,
 ) {
     let (rows, d) = (cfg.rows, x.static_dim(2));
-    let of_head = x.static_dim(1) / y.static_dim(1);
+    check_groups(t, x.static_dim(1), y.static_dim(1), "`parts` is not a multiple of the number of key heads");
+    let of_head = x.dim(1) / y.dim(1);
     let [tile, head] = t.grid((x.dim(0).ceil_div(rows), y.dim(1)), cfg.threads);
     let (part, sum) = (t.fragment::<f32, 2>([rows, d]), t.fragment::<f32, 2>([rows, d]));
     t.clear(sum);
@@ -107,6 +109,23 @@ impl LibraryKernel for Entry {
             Scale::Small => vec![case([0, 4, 64], 2), case([1, 4, 64], 4), case([13, 6, 64], 2), case([9, 8, 128], 1)],
             Scale::Representative => vec![case([2048, 16, 128], 2)],
             Scale::Full => vec![case([4096, 64, 512], 1)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zellige::runtime::{Device, DeviceTensor};
+
+    #[test]
+    fn parts_that_no_key_head_has_alone_are_refused() {
+        for device in [Device::cpu(), Device::interp(), Device::sim()] {
+            let x = DeviceTensor::zeros([3, 5, 64]).unwrap();
+            let mut y = DeviceTensor::zeros([3, 2, 64]).unwrap();
+            let kernel = AttentionHeadSum::new(HeadSumConfig::default());
+            let e = kernel.launch(&device.stream(), &x, &mut y).expect_err("5 parts of 2 heads");
+            assert!(e.to_string().contains("`parts` is not a multiple"), "{e}");
         }
     }
 }

@@ -77,6 +77,17 @@ impl Segment {
     }
 }
 
+/// Heads are dealt to groups evenly, or the kernel does not run.
+#[tile]
+fn check_groups(t: T, heads: usize, groups: usize, message: &str) {
+    if groups == 0 || heads % groups != 0 {
+        t.assert(Expr::from(false), message);
+    }
+}
+
+/// What is wrong with heads that are not a multiple of the key heads.
+const UNEVEN: &str = "the number of query heads is not a multiple of the number of key heads";
+
 /// How many keys query `i` of a sequence sees.
 fn visible(i: Idx, queries: Segment, keys: Segment, causal: bool) -> Idx {
     if causal { keys.len.min(i + 1 + keys.len - queries.len) } else { keys.len }
