@@ -119,33 +119,31 @@ pub fn multiply<A: Element, B: Weight, S: Element, const NA: usize, const NB: us
     let steps = if cfg.scaled { bk / step } else { 0 };
     // Two sums take turns, so that the next one can begin while one is promoted.
     let part: Vec<_> = (0..steps.min(2)).map(|_| t.fragment::<f32, 2>([bm, bn])).collect();
-    // Factors are fetched a tile ahead and converted when they are wanted, so that no product waits for them. Behind the last
-    // column there are none, which reads as zero.
-    let per_tile = |group: usize| if bk.is_multiple_of(group) { (bk / group).max(1) } else { steps };
-    let (groups_a, groups_b) = if cfg.scaled { (per_tile(a_group), per_tile(b_group)) } else { (0, 0) };
-    let scale = t.fragment::<f32, 1>([bm]);
-    let of_a: Vec<_> = (0..groups_a).map(|_| t.fragment::<f32, 1>([bm])).collect();
+    // Factors are fetched ahead and converted when they are wanted, so that no product waits for them: by a step, or by a tile
+    // where columns have their own. Behind the last column there are none, which reads as zero.
+    let (of_a, scale) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
+    let of_tile = t.local::<S, 1>([1]);
     let columns = (cfg.scaled && !cfg.b_rows.is_multiple_of(bn))
         .then(|| (t.fragment::<S, 2>([bn, steps]), t.shared::<f32, 2>([steps, bn])));
-    let of_tile: Vec<_> = (0..if columns.is_some() { 0 } else { groups_b }).map(|_| t.local::<S, 1>([1])).collect();
-    let fetch_a = |g: usize, depth: Idx| {
-        for i in t.parallel(bm) {
-            of_a[g][i] = a_sf(i, (depth + g * (bk / groups_a)) / a_group);
+    // The factors from a column on, which is `from` columns behind a multiple of `bk`.
+    let fetch = |column: Idx, from: usize| {
+        let begins = |group: usize| !bk.is_multiple_of(group) || from.is_multiple_of(group);
+        if begins(a_group) {
+            for i in t.parallel(bm) {
+                of_a[i] = a_sf(i, column / a_group);
+            }
         }
-    };
-    let fetch_tile = |g: usize, depth: Idx| {
-        of_tile[g][0] = b_sf(Idx::from(0usize), (depth + g * (bk / groups_b)) / b_group);
+        if columns.is_none() && begins(b_group) {
+            of_tile[0] = b_sf(Idx::from(0usize), column / b_group);
+        }
     };
     let fetch_columns = |next: Fragment<S, 2>, depth: Idx| {
         for (j, s) in t.parallel((bn, steps)) {
             next[(j, s)] = b_sf(j, depth / b_group + s * step / b_group);
         }
     };
-    for g in 0..groups_a {
-        fetch_a(g, Idx::from(0usize));
-    }
-    for g in 0..of_tile.len() {
-        fetch_tile(g, Idx::from(0usize));
+    if cfg.scaled {
+        fetch(Idx::from(0usize), 0);
     }
     if let Some((next, _)) = columns {
         fetch_columns(next, Idx::from(0usize));
@@ -170,20 +168,13 @@ pub fn multiply<A: Element, B: Weight, S: Element, const NA: usize, const NB: us
             fetch_columns(next, depth + bk);
         }
         for s in 0..steps {
-            let part = part[s % part.len()];
-            let (ga, gb) = (s * groups_a / steps, s * groups_b / steps);
+            let (part, column) = (part[s % part.len()], depth + s * step);
             let (left, right) = (a_s.sub((0, s * step), [bm, step]), b_s.sub((0, s * step), [bn, step]));
             t.gemm_with(left, right.t(), part, Gemm { clear: true, ..Gemm::default() });
             for i in t.parallel(bm) {
-                scale[i] = if columns.is_some() { of_a[ga][i] } else { of_a[ga][i] * of_tile[gb][0].cast::<f32>() };
+                scale[i] = if columns.is_some() { of_a[i] } else { of_a[i] * of_tile[0].cast::<f32>() };
             }
-            // The last step with these factors.
-            if (s + 1) * groups_a / steps > ga {
-                fetch_a(ga, depth + bk);
-            }
-            if columns.is_none() && (s + 1) * groups_b / steps > gb {
-                fetch_tile(gb, depth + bk);
-            }
+            fetch(column + step, (s + 1) * step);
             for (i, j) in t.parallel((bm, bn)) {
                 let scale = columns.map_or(scale[i], |(_, of_b)| scale[i] * of_b[(s, j)]);
                 acc[(i, j)] = part[(i, j)].mul_add(scale, acc[(i, j)]);

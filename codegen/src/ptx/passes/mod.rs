@@ -6,3 +6,4 @@
 
 pub mod combine;
 pub mod dce;
+pub mod overlap;
