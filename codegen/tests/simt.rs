@@ -35,6 +35,7 @@ fn every_kernel_reads_back_as_it_was() {
 fn run(pass: &str, kernel: &mut Kernel, explain: &mut Vec<String>) {
     match pass {
         "dce" => passes::dce::run(kernel),
+        "overlap" => passes::overlap::run(kernel, explain),
         "shared" => pipeline::shared::plan(kernel, explain),
         "barrier" => pipeline::barrier::insert(kernel, explain),
         other => panic!("no pass `{other}`"),

@@ -196,7 +196,7 @@ fn apply(k: &mut Kernel, block: Block, at: usize, body: Block, plan: &Plan) -> u
     // Within it.
     let moved = |i: &Inst| is_product(i) || copies.contains(i) || reads.iter().any(|(_, r)| r == i);
     k.blocks[body].extend(old[..=*last].iter().filter(|i| !moved(i)));
-    let phase = old[..*first].iter().rfind(|&&i| matches!(k.insts[i].op, SimtOp::Phase { .. })).copied();
+    let phase = old[..*first].iter().rev().map(|&i| &k.insts[i].op).find(|op| matches!(op, SimtOp::Phase { .. })).cloned();
     let mut product_span = 0;
     let in_order: Vec<Vec<Inst>> = {
         let mut by_step = vec![Vec::new(); steps];
@@ -214,7 +214,9 @@ fn apply(k: &mut Kernel, block: Block, at: usize, body: Block, plan: &Plan) -> u
         }
         if !copies.is_empty() {
             k.blocks[body].extend_from_slice(copies);
-            k.blocks[body].extend(phase);
+            if let Some(phase) = &phase {
+                k.append(body, phase.clone(), span);
+            }
         }
         let held = read_all(k, body, &vars, span);
         for &inst in &in_order[steps - 1] {
