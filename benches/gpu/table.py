@@ -12,7 +12,7 @@ HEAD = """# Speed on a GPU
 
 Every kernel of the library at a size of DeepSeek-V4, from `{name}` (`benches/results/README.md` says how it was taken): median
 launch with a cold L2 cache. A copy of a gigabyte moves {copy:.0f} GB/s there, read and written. "of a copy" compares with a copy of as
-many bytes timed in the same way, for kernels that move bytes rather than multiply. Written by `benches/gpu/table.py`.
+many bytes timed in the same way, for problems of fewer than 50 operations a byte. Written by `benches/gpu/table.py`.
 
 | kernel | problem | us | GB/s | TFLOP/s | of a copy |
 | --- | --- | --- | --- | --- | --- |"""

@@ -196,7 +196,15 @@ impl Work {
     pub fn flops(self, flops: f64) -> Work {
         Work { flops, ..self }
     }
+
+    /// True if memory bounds the kernel rather than arithmetic: a product of few rows is told like a copy.
+    pub fn is_bound_by_memory(&self) -> bool {
+        self.bytes > 0.0 && self.flops < FLOPS_PER_BYTE * self.bytes
+    }
 }
+
+/// Operations a byte from which on arithmetic bounds a kernel. GPUs of the last generations do 100 (tf32) to 400 (FP8).
+const FLOPS_PER_BYTE: f64 = 50.0;
 
 /// A named problem, built when it is wanted.
 pub struct Case {

@@ -143,7 +143,7 @@ fn bench(kernel: &'static str, case: Case, args: &args::Bench, device: &Device, 
     match result {
         Err(message) => Row { message: Some(message), ..row },
         Ok(m) => {
-            let bound_by_memory = copy.is_some() && m.work.bytes > 0.0 && m.work.flops == 0.0;
+            let bound_by_memory = copy.is_some() && m.work.is_bound_by_memory();
             // Without it the row has everything else.
             let equal = bound_by_memory.then(|| device.copy_time(m.work.bytes as usize).ok().flatten()).flatten();
             measured(row, &m, device.is_shared(), copy, equal)
@@ -166,7 +166,7 @@ fn measured(row: Row, m: &Measured, shared: bool, copy: Option<f64>, equal: Opti
         flops: m.work.flops,
         gb_per_s: bytes.map(|b| b / 1e9),
         tflop_per_s: rate(m.work.flops).map(|f| f / 1e12),
-        of_copy: bytes.zip(copy).filter(|_| m.work.flops == 0.0).map(|(b, c)| b / c),
+        of_copy: bytes.zip(copy).filter(|_| m.work.is_bound_by_memory()).map(|(b, c)| b / c),
         of_equal_copy: equal.filter(|_| !time.is_zero()).map(|e| e.as_secs_f64() / time.as_secs_f64()),
         resources: m.build.resources,
         inputs_s: Some(m.inputs.as_secs_f64()),

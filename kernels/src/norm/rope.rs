@@ -60,11 +60,12 @@ pub fn rope(
     let [b, h] = t.grid([x.dim(0).ceil_div(cfg.tokens), x.dim(1).ceil_div(cfg.heads)], cfg.threads);
     for (r, k, i) in t.parallel((cfg.tokens, cfg.heads, pairs)) {
         let (token, head) = (b * cfg.tokens + r, h * cfg.heads + k);
+        // Channels first: reading them waits for nothing, the tables for the position.
+        let (even, odd) = ((token, head, first + i * 2), (token, head, first + i * 2 + 1));
+        let (re, im) = (x[even].cast::<f32>(), x[odd].cast::<f32>());
         let position = positions[token].to_index();
         let (c, s) = (cos[(position, i)], sin[(position, i)]);
         let s = if cfg.inverse { -s } else { s };
-        let (even, odd) = ((token, head, first + i * 2), (token, head, first + i * 2 + 1));
-        let (re, im) = (x[even].cast::<f32>(), x[odd].cast::<f32>());
         x[even] = (re * c - im * s).cast();
         x[odd] = (re * s + im * c).cast();
     }

@@ -399,15 +399,16 @@ pub fn shift(b: &mut Builder, left: bool, x: Idx, y: Idx) -> Idx {
 /// The predicate `x op y`, decided by the bounds where they allow.
 pub fn compare(b: &mut Builder, op: CmpOp, x: Idx, y: Idx) -> Val {
     let apart = x.hi < y.lo || y.hi < x.lo;
+    let below = matches!((x.base, y.base), (Some(v), Some(bound)) if x.off <= y.off && b.is_below(v, bound));
     let decided = match op {
-        CmpOp::Lt if x.hi < y.lo => Some(true),
+        CmpOp::Lt if below || x.hi < y.lo => Some(true),
         CmpOp::Lt if x.lo >= y.hi => Some(false),
         CmpOp::Le if x.hi <= y.lo => Some(true),
         CmpOp::Le if x.lo > y.hi => Some(false),
         CmpOp::Gt if x.lo > y.hi => Some(true),
         CmpOp::Gt if x.hi <= y.lo => Some(false),
         CmpOp::Ge if x.lo >= y.hi => Some(true),
-        CmpOp::Ge if x.hi < y.lo => Some(false),
+        CmpOp::Ge if below || x.hi < y.lo => Some(false),
         CmpOp::Eq if apart => Some(false),
         CmpOp::Ne if apart => Some(true),
         _ => None,

@@ -197,6 +197,9 @@ impl Lowerer<'_> {
         let mut ids: Vec<Idx> = Vec::new();
         for (axis, extent) in his.iter().enumerate() {
             let v = self.b.special(regs[axis.min(2)]);
+            if let Idx { base: Some(blocks), off: 0, .. } = *extent {
+                self.b.set_below(v, blocks);
+            }
             ids.push(Idx::new(v, 0, (extent.hi - 1).clamp(0, i64::from(i32::MAX)), 1));
         }
         if let BlockOrder::Panel(height) = func.block_order

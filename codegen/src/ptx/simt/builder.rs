@@ -29,6 +29,8 @@ pub struct Builder {
     known: FastMap<u64, SmallVec<[Inst; 2]>>,
     /// For each value, the depth of the scope that defines it.
     depth: Vec<u32>,
+    /// Registers with one that they are always less than.
+    below: FastMap<Val, Val>,
     span: u32,
 }
 
@@ -43,9 +45,18 @@ struct Scope {
 }
 
 impl Builder {
+    /// Notes that `v` is always less than `bound`.
+    pub fn set_below(&mut self, v: Val, bound: Val) {
+        self.below.insert(v, bound);
+    }
+
+    pub fn is_below(&self, v: Val, bound: Val) -> bool {
+        self.below.get(&v) == Some(&bound)
+    }
+
     pub fn new(kernel: Kernel) -> Builder {
         let root = Scope { block: kernel.body, is_loop: false, pinned: false, keys: Vec::new() };
-        Builder { kernel, scopes: vec![root], known: FastMap::default(), depth: Vec::new(), span: 0 }
+        Builder { kernel, scopes: vec![root], known: FastMap::default(), depth: Vec::new(), below: FastMap::default(), span: 0 }
     }
 
     /// Sets the author's place for the ops that follow.
