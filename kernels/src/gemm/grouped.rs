@@ -64,13 +64,10 @@ pub fn grouped_gemm<A: Element, B: Weight, S: Element, C: Float>(
             }
             t.cast(acc, c.at((row, col)));
         }
-    }
-    if cfg.zero_padding {
-        if found < 0 {
-            let zeros = t.fragment::<C, 2>([bm, bn]);
-            t.clear(zeros);
-            t.copy(zeros, c.at((row, col)));
-        }
+    } else if cfg.zero_padding {
+        let zeros = t.fragment::<C, 2>([bm, bn]);
+        t.clear(zeros);
+        t.copy(zeros, c.at((row, col)));
     }
 }
 
@@ -142,22 +139,19 @@ pub fn masked_gemm<A: Element, B: Weight, S: Element, C: Float>(
             }
             t.cast(acc, c.at((e, row, col)));
         }
-    }
-    if cfg.zero_padding {
-        if !has_rows {
-            let (e, by) = if few {
-                let used = (0..groups).fold(lit::<i32>(0), |sum, e| sum + in_use(e));
-                let left = |e: usize| room.cast::<i32>() - in_use(e);
-                let (e, by, _) = tile_among(number.cast::<i32>() - used, groups, left);
-                (e, by + (counts[e].to_index()).ceil_div(bm))
-            } else {
-                (e, by)
-            };
-            let (row, col) = (by * bm, bx * bn);
-            let zeros = t.fragment::<C, 2>([bm, bn]);
-            t.clear(zeros);
-            t.copy(zeros, c.at((e, row, col)));
-        }
+    } else if cfg.zero_padding {
+        let (e, by) = if few {
+            let used = (0..groups).fold(lit::<i32>(0), |sum, e| sum + in_use(e));
+            let left = |e: usize| room.cast::<i32>() - in_use(e);
+            let (e, by, _) = tile_among(number.cast::<i32>() - used, groups, left);
+            (e, by + (counts[e].to_index()).ceil_div(bm))
+        } else {
+            (e, by)
+        };
+        let (row, col) = (by * bm, bx * bn);
+        let zeros = t.fragment::<C, 2>([bm, bn]);
+        t.clear(zeros);
+        t.copy(zeros, c.at((e, row, col)));
     }
 }
 

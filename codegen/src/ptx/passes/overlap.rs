@@ -142,7 +142,13 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
     let last = insts.iter().rposition(|&i| matches!(op(i), SimtOp::Mma { .. }))?;
     let free = |op: &SimtOp| op.effect() == Effect::Pure || matches!(op, SimtOp::Get { .. } | SimtOp::LdMatrix { .. });
     let copies = copies(k, &insts[..first]);
-    insts[first..=last].iter().all(|&i| free(op(i))).then_some(Plan { chains, reads, carried, copies, span: (first, last) })
+    insts[first..=last].iter().all(|&i| free(op(i))).then_some(Plan {
+        chains,
+        reads,
+        carried,
+        copies,
+        span: (first, last),
+    })
 }
 
 /// What starts the copies of a later iteration, if nothing but that stands between the barrier of this one and the reads.
@@ -152,7 +158,10 @@ fn copies(k: &Kernel, before: &[Inst]) -> Vec<Inst> {
     let starts = |inst: Inst| {
         let mut only = true;
         let mut check = |op: &SimtOp| {
-            let copy = matches!(op, SimtOp::CpAsync { .. } | SimtOp::CpAsyncCommit {} | SimtOp::Phase { .. } | SimtOp::If { .. });
+            let copy = matches!(
+                op,
+                SimtOp::CpAsync { .. } | SimtOp::CpAsyncCommit {} | SimtOp::Phase { .. } | SimtOp::If { .. }
+            );
             only &= copy || is_pure(op) || matches!(op, SimtOp::Ld { space: Space::Global, .. });
         };
         check(op(inst));
@@ -196,7 +205,8 @@ fn apply(k: &mut Kernel, block: Block, at: usize, body: Block, plan: &Plan) -> u
     // Within it.
     let moved = |i: &Inst| is_product(i) || copies.contains(i) || reads.iter().any(|(_, r)| r == i);
     k.blocks[body].extend(old[..=*last].iter().filter(|i| !moved(i)));
-    let phase = old[..*first].iter().rev().map(|&i| &k.insts[i].op).find(|op| matches!(op, SimtOp::Phase { .. })).cloned();
+    let phase =
+        old[..*first].iter().rev().map(|&i| &k.insts[i].op).find(|op| matches!(op, SimtOp::Phase { .. })).cloned();
     let mut product_span = 0;
     let in_order: Vec<Vec<Inst>> = {
         let mut by_step = vec![Vec::new(); steps];

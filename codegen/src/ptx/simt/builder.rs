@@ -56,7 +56,14 @@ impl Builder {
 
     pub fn new(kernel: Kernel) -> Builder {
         let root = Scope { block: kernel.body, is_loop: false, pinned: false, keys: Vec::new() };
-        Builder { kernel, scopes: vec![root], known: FastMap::default(), depth: Vec::new(), below: FastMap::default(), span: 0 }
+        Builder {
+            kernel,
+            scopes: vec![root],
+            known: FastMap::default(),
+            depth: Vec::new(),
+            below: FastMap::default(),
+            span: 0,
+        }
     }
 
     /// Sets the author's place for the ops that follow.

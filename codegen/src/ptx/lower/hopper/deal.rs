@@ -39,6 +39,7 @@ impl Lowerer<'_> {
         let cond = self.b.setp(Cmp::Lt, Num::S32, now, total);
         self.b.close();
         let inside = self.b.open(true);
+        self.turns_are_blocks();
         let now = self.b.get(number);
         let next = (role == Role::Copies).then(|| self.fetch(total));
         body(self, now)?;

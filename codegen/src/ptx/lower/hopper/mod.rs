@@ -358,9 +358,22 @@ impl Lowerer<'_> {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
         }
         let v = self.b.begin_for(Ty::B32);
+        self.turns_are_blocks();
         self.at_block(plan, &extents, v, body)?;
         self.b.end_for(v, first, total, step, true);
         Ok(())
+    }
+
+    /// Tells barrier insertion that each turn of the loop being lowered is a block of the author's grid: blocks run in any
+    /// order, so what one writes to a tensor no other one may touch.
+    pub(super) fn turns_are_blocks(&mut self) {
+        let body = self.b.block();
+        for obj in self.b.kernel.objs.ids().collect::<Vec<_>>() {
+            let data = &mut self.b.kernel.objs[obj];
+            if matches!(data.kind, ObjKind::Global { .. }) {
+                data.split.push(body);
+            }
+        }
     }
 
     /// Runs `body` for the block of a number; blocks of a cluster have one number.
