@@ -84,11 +84,14 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
     let row = b * bm;
     let shape = [bm, group];
     let (g, h, grad) = (t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape));
-    let (dg, dh) = (t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape));
+    let (dg, dh, products) = (t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape));
     let (weight, total) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
     let (g_sf, h_sf) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
+    // All at once, so that no step waits for them.
+    let x_factors = t.shared::<f32, 2>([bm, (2 * inner).div_ceil(cfg.input_group)]);
+    t.copy(x_sf.at((row, 0)), x_factors);
     let amax = PerGroup::new(t, Sharing::Row, shape);
-    t.clear(total);
+    t.clear(products);
     for i in t.parallel(bm) {
         let at = pos_to_token_topk[row + i].to_index();
         weight[i] = select(at >= 0, weights[(at / weights.dim(1), at % weights.dim(1))], 0.0);
@@ -104,19 +107,18 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
         t.cast(h_tile, h);
         t.cast(dy_tile, grad);
         for i in t.parallel(bm) {
-            g_sf[i] = x_sf[(row + i, col / cfg.input_group)];
-            h_sf[i] = x_sf[(row + i, (col + inner) / cfg.input_group)];
+            g_sf[i] = x_factors[(i, col / cfg.input_group)];
+            h_sf[i] = x_factors[(i, (col + inner) / cfg.input_group)];
         }
         for (i, j) in t.parallel((bm, group)) {
             let limit = cfg.clamp.then_some(limit);
             let gradient = Gradient::of(g[(i, j)] * g_sf[i], h[(i, j)] * h_sf[i], grad[(i, j)] * weight[i], limit);
             dg[(i, j)] = gradient.of_gate;
             dh[(i, j)] = gradient.of_up;
-            // What is left of the inputs: the weighted activation, and its share of the weight's gradient.
+            // What is left of the input: the weighted activation.
             h[(i, j)] = gradient.activation * weight[i];
-            grad[(i, j)] *= gradient.activation;
+            products[(i, j)] = grad[(i, j)].mul_add(gradient.activation, products[(i, j)]);
         }
-        t.reduce_sum_into(grad, total, 1);
         t.cast(h, act.at((row, col)));
         for (half, gradient) in [dg, dh].into_iter().enumerate() {
             let col = col + half * inner;
@@ -130,6 +132,7 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
             t.cast(gradient, dx_codes.at((row, col)));
         }
     }
+    t.reduce_sum(products, total, 1);
     t.copy(total, dweight.at(row));
 }
 

@@ -22,7 +22,7 @@ pub struct TransposeConfig {
 
 impl Default for TransposeConfig {
     fn default() -> TransposeConfig {
-        TransposeConfig { tile: 128, threads: 256 }
+        TransposeConfig { tile: 64, threads: 64 }
     }
 }
 
