@@ -32,44 +32,9 @@ pub(super) struct Source<'a, X: Element> {
     pub limit: Expr<f32>,
 }
 
-/// What is known of the rows of a tile.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    /// 1 where there is a row, and not of padding.
-    live: Fragment<i32, 1>,
-    weight: Fragment<f32, 1>,
-    /// What [`Rounding::in_doubt`] compares with.
-    margin: Fragment<u32, 1>,
-}
-
-/// What is known of so many rows from `row` on, whose activations are rounded as `then` says.
-#[tile]
-pub(super) fn read_rows<X: Element>(
-    t: T,
-    s: &Source<'_, X>,
-    row: Idx,
-    rows: usize,
-    then: Rounding,
-    cfg: Options,
-) -> Rows {
-    let (live, weight, margin) =
-        (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]), t.fragment::<u32, 1>([rows]));
-    for i in t.parallel(rows) {
-        let p = row + i;
-        let real = if cfg.padded { s.pos_to_expert[p] >= 0 } else { Expr::from(true) };
-        live[i] = (real & (p < s.x.dim(0))).cast::<i32>();
-        weight[i] = if cfg.weighted {
-            let (at, k) = (s.pos_to_token_topk[p].to_index(), s.weights.static_dim(1));
-            select(at >= 0, s.weights[(at / k, at % k)], 0.0)
-        } else {
-            lit(1.0)
-        };
-        margin[i] = select((live[i] == 1) & (weight[i] != 0.0), then.margin(), 0u32);
-    }
-    Rows { live, weight, margin }
-}
-
-/// The activation of the rows from `row` on and the columns from `col` on, as [`activate`] has it.
+/// The activation of the rows from `row` on and the columns from `col` on, in f32: `min(g, c)` and `clamp(h, -c, c)` if
+/// clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding; or what cannot be told from
+/// that once it is rounded as `then` says.
 #[tile]
 pub(super) fn activation<X: Element>(
     t: T,
@@ -80,29 +45,25 @@ pub(super) fn activation<X: Element>(
     then: Rounding,
     cfg: Options,
 ) {
-    let rows = read_rows(t, s, row, y.shape()[0], then, cfg);
-    let (g, h) = (t.fragment::<X, 2>(y.shape()), t.fragment::<X, 2>(y.shape()));
+    let [rows, cols] = y.shape();
+    let (m, inner) = (s.x.dim(0), s.x.static_dim(1) / 2);
+    let (live, weight, margin) =
+        (t.fragment::<i32, 1>([rows]), t.fragment::<f32, 1>([rows]), t.fragment::<u32, 1>([rows]));
+    for i in t.parallel(rows) {
+        let p = row + i;
+        let real = if cfg.padded { s.pos_to_expert[p] >= 0 } else { Expr::from(true) };
+        live[i] = (real & (p < m)).cast::<i32>();
+        weight[i] = if cfg.weighted {
+            let (at, k) = (s.pos_to_token_topk[p].to_index(), s.weights.static_dim(1));
+            select(at >= 0, s.weights[(at / k, at % k)], 0.0)
+        } else {
+            lit(1.0)
+        };
+        margin[i] = select((live[i] == 1) & (weight[i] != 0.0), then.margin(), 0u32);
+    }
+    let (g, h) = (t.fragment::<X, 2>([rows, cols]), t.fragment::<X, 2>([rows, cols]));
     t.copy(s.x.at((row, col)), g);
-    t.copy(s.x.at((row, col + s.x.static_dim(1) / 2)), h);
-    activate(t, s, (g, h), rows, col, y, then, cfg);
-}
-
-/// The activation of a tile `g` that starts at column `col`, and the one as far on in the other half, in f32: `min(g, c)` and
-/// `clamp(h, -c, c)` if clamped, `g / (1 + exp(-g)) * h * w` in this order, each step rounded to nearest, zero on padding; or
-/// what cannot be told from that once it is rounded as `then` says.
-#[tile]
-pub(super) fn activate<X: Element>(
-    t: T,
-    s: &Source<'_, X>,
-    (g, h): (Fragment<X, 2>, Fragment<X, 2>),
-    of_rows: Rows,
-    col: Idx,
-    y: Fragment<f32, 2>,
-    then: Rounding,
-    cfg: Options,
-) {
-    let ([rows, cols], Rows { live, weight, margin }) = (y.shape(), of_rows);
-    let inner = s.x.static_dim(1) / 2;
+    t.copy(s.x.at((row, col + inner)), h);
     // Columns past the end of the first half belong to the second, and take no part.
     let whole = inner.is_multiple_of(cols * PACKED_STEPS);
     let inside = |j: Idx| if whole { Expr::from(true) } else { col + j < inner };

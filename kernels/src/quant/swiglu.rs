@@ -1,9 +1,9 @@
 //! SwiGLU with clamp and row weights, fused with a cast: per token, or per channel with the codes transposed.
 
-use super::activation::{Options, Source, activate, activation, counters, read_rows, rows_in_expert_order};
-use super::cast::{CastConfig, PACKED_STEPS, cast_tiles};
+use super::activation::{Options, Source, activation, counters, rows_in_expert_order};
+use super::cast::{CastConfig, cast_tiles};
 use super::problem::{compare_codes, format, sf_shape};
-use super::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
+use super::scale::{Code, ScaleLayout};
 use super::silu::Rounding;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
@@ -22,7 +22,6 @@ use zellige_ir::{Const, DType};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = group > 1 && group <= 128 && group.is_multiple_of(2))]
 #[tune(constraint = layout != ScaleLayout::Packed || ue8m0)]
-#[tune(constraint = steps > 0 && PACKED_STEPS.is_multiple_of(steps))]
 pub struct SwigluConfig {
     /// Elements that share a scale factor.
     pub group: usize,
@@ -43,9 +42,6 @@ pub struct SwigluConfig {
     /// Columns of a tile of the per-channel cast.
     #[tune(16, 32, 64, 128)]
     pub bn: usize,
-    /// Tiles of columns that a block of the per-channel cast goes through, each read while the one before is worked on.
-    #[tune(1, 2, 4)]
-    pub steps: usize,
     #[tune(128, 256)]
     pub threads: usize,
 }
@@ -62,7 +58,6 @@ impl Default for SwigluConfig {
             padded: true,
             bm: 16,
             bn: 128,
-            steps: 4,
             threads: 128,
         }
     }
@@ -82,16 +77,18 @@ impl SwigluConfig {
         Options { clamp, counted, weighted, padded }
     }
 
-    /// The cast of the activation per token.
-    fn cast(&self) -> CastConfig {
+    /// The cast of the activation.
+    fn cast(&self, per_channel: bool) -> CastConfig {
         let SwigluConfig { group, ue8m0, layout, bm, bn, threads, .. } = *self;
-        let bn = bn.max(group);
-        CastConfig { block_rows: 1, block_cols: group, ue8m0, layout, bm, bn, threads, ..CastConfig::default() }
+        let (block_rows, block_cols) = if per_channel { (group, 1) } else { (1, group) };
+        let base = CastConfig { ue8m0, bm, bn, threads, ..CastConfig::default() };
+        if per_channel {
+            CastConfig { block_rows, block_cols, ..base }
+        } else {
+            CastConfig { block_rows, block_cols, layout, bn: base.bn.max(group), ..base }
+        }
     }
 }
-
-/// Tiles of columns in shared memory: one is read ahead.
-const STAGES: usize = 2;
 
 /// SwiGLU of `x` = [g | h] [m, 2 inner], cast per token: codes [m, inner] and scale factors. `limit` is the clamp, row `p` weighs
 /// `weights[pos_to_token_topk[p]]` (0 if that is negative), `weights` [tokens, k]; `clamped` `[3]` grows by how many elements
@@ -114,7 +111,7 @@ pub fn swiglu_forward_and_per_token_cast<X: Element, Q: Code, S: Element>(
     let then = if cfg.ue8m0 { Rounding::Codes } else { Rounding::None };
     let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| activation(t, &source, row, col, tile, then, cfg.options());
     let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile, codes.at((row, col)));
-    cast_tiles::<Q, S>(t, (x.dim(0), codes.static_dim(1)), load, store, sf, amax_floor, cfg.cast());
+    cast_tiles::<Q, S>(t, (x.dim(0), codes.static_dim(1)), load, store, sf, amax_floor, cfg.cast(false));
 }
 
 /// SwiGLU of `x` = [g | h] [m, 2 inner] as [`swiglu_forward_and_per_token_cast`], rounded to bf16 and cast per channel, with the
@@ -133,32 +130,16 @@ pub fn swiglu_forward_and_per_channel_cast_and_transpose<X: Element, Q: Code, S:
     amax_floor: Expr<f32>,
     #[comptime] cfg: SwigluConfig,
 ) {
-    let SwigluConfig { group, bn, steps, .. } = cfg;
-    let (m, inner) = (x.dim(0), codes.static_dim(0));
-    let [bx, by] = t.grid([inner.div_ceil(bn * steps).into(), m.ceil_div(group)], cfg.threads);
     let source = Source { x, pos_to_expert, pos_to_token_topk, weights, clamped, limit };
-    let row = by * group;
-    let rows = read_rows(t, &source, row, group, Rounding::Bf16, cfg.options());
-    let shape = [group, bn];
-    let (g_tile, h_tile) = (t.shared::<X, 2>(shape), t.shared::<X, 2>(shape));
-    let (g, h, y) = (t.fragment::<X, 2>(shape), t.fragment::<X, 2>(shape), t.fragment::<f32, 2>(shape));
-    let amax = PerGroup::new(t, Sharing::Column, shape);
-    for step in t.pipelined(steps, STAGES) {
-        let col = (bx * steps + step) * bn;
-        t.copy(x.at((row, col)), g_tile);
-        t.copy(x.at((row, col + inner)), h_tile);
-        t.copy(g_tile, g);
-        t.copy(h_tile, h);
-        activate(t, &source, (g, h), rows, col, y, Rounding::Bf16, cfg.options());
-        for (i, j) in t.parallel((group, bn)) {
-            y[(i, j)] = y[(i, j)].cast::<bf16>().cast::<f32>();
+    let load = |row: Idx, col: Idx, tile: Fragment<f32, 2>| {
+        activation(t, &source, row, col, tile, Rounding::Bf16, cfg.options());
+        let [rows, cols] = tile.shape();
+        for (i, j) in t.parallel((rows, cols)) {
+            tile[(i, j)] = tile[(i, j)].cast::<bf16>().cast::<f32>();
         }
-        amax.absmax(t, y);
-        let s = scales::<Q>(t, amax, amax_floor, Scaling::new(cfg.ue8m0, false));
-        store_scales(t, s.factor, sf, cfg.layout, Place { row, col, group_row: by, group_col: bx * steps + step, rows: m });
-        divide(t, y, &s);
-        t.cast(y.t(), codes.at((col, row)));
-    }
+    };
+    let store = |row: Idx, col: Idx, tile: Fragment<f32, 2>| t.cast(tile.t(), codes.at((col, row)));
+    cast_tiles::<Q, S>(t, (x.dim(0), codes.static_dim(0)), load, store, sf, amax_floor, cfg.cast(true));
 }
 
 /// The library's entry of the per-token cast.

@@ -445,8 +445,8 @@ impl Infer<'_> {
         found
     }
 
-    /// The axes of a fragment along which tensors and shared tiles that it, or one side by side with it, is copied from or to are
-    /// contiguous, with the elements of a widest access there.
+    /// The axes of a fragment along which tensors that it, or one side by side with it, is copied from or to are contiguous,
+    /// with the elements of a widest access there.
     fn wide_axes(&self, buffer: Buffer) -> Vec<(usize, usize)> {
         let func = self.func;
         let alike = self.side_by_side(buffer);
@@ -455,8 +455,7 @@ impl Infer<'_> {
             let OpKind::Copy { src, dst, .. } = &func.ops[op].kind else { continue };
             for (own, other) in [(src, dst), (dst, src)] {
                 let tensor = &func.buffers[other.buffer];
-                let in_memory = matches!(tensor.scope, Scope::Global | Scope::Shared);
-                if !alike.contains(&own.buffer) || !in_memory || !own.covers_whole_buffer(func) {
+                if !alike.contains(&own.buffer) || tensor.scope != Scope::Global || !own.covers_whole_buffer(func) {
                     continue;
                 }
                 let last = tensor.rank().wrapping_sub(1);
