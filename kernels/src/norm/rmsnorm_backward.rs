@@ -43,18 +43,12 @@ pub fn rms_norm_backward(
     let weigh = |v: Expr<f32>, c: Idx| if cfg.weighted { v * w[c] } else { v };
     let (x_tile, dy_tile) = (t.shared::<bf16, 2>([rows, dim]), t.shared::<bf16, 2>([rows, dim]));
     let parts = dw.dim(0);
-    let first_row = |i: Idx| (part + i * parts) * rows;
-    // Of the rows at hand, and of the next.
-    let (rstd_now, rstd_next) = (t.fragment::<f32, 1>([rows]), t.fragment::<f32, 1>([rows]));
-    t.copy(rstd.at(first_row(0.into())), rstd_next);
     for i in t.pipelined((x.dim(0).ceil_div(rows) - part).ceil_div(parts), STAGES) {
-        let first = first_row(i);
+        let first = (part + i * parts) * rows;
         t.copy(x.at((first, 0)), x_tile);
         t.copy(dy.at((first, 0)), dy_tile);
-        t.copy(rstd_next, rstd_now);
-        t.copy(rstd.at(first_row(i + 1)), rstd_next);
         // Read again rather than kept in registers.
-        let at = |r: Idx, c: Idx| (x_tile[(r, c)].cast::<f32>() * rstd_now[r], dy_tile[(r, c)].cast::<f32>());
+        let at = |r: Idx, c: Idx| (x_tile[(r, c)].cast::<f32>() * rstd[first + r], dy_tile[(r, c)].cast::<f32>());
         for (r, c) in t.parallel((rows, dim)) {
             let (xh, dy) = at(r, c);
             product[(r, c)] = dy * xh;
@@ -68,7 +62,7 @@ pub fn rms_norm_backward(
         t.reduce_sum(product, mean, 1);
         for (r, c) in t.parallel((rows, dim)) {
             let (xh, dy) = at(r, c);
-            product[(r, c)] = rstd_now[r] * (weigh(dy, c) - xh * (mean[r] / dim as f32));
+            product[(r, c)] = rstd[first + r] * (weigh(dy, c) - xh * (mean[r] / dim as f32));
         }
         t.cast(product, dx.at((first, 0)));
     }
