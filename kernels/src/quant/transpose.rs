@@ -16,7 +16,7 @@ pub struct TransposeConfig {
     /// Rows and columns of a tile.
     #[tune(32, 64, 128)]
     pub tile: usize,
-    #[tune(128, 256)]
+    #[tune(64, 128, 256)]
     pub threads: usize,
 }
 
