@@ -50,8 +50,8 @@ impl Default for SwigluBackwardConfig {
             ue8m0: true,
             layout: ScaleLayout::RowMajor,
             clamp: true,
-            bn: 512,
-            stages: 3,
+            bn: 1024,
+            stages: 2,
             threads: 128,
         }
     }

@@ -161,14 +161,8 @@ fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
             (_, false) => Level::Thread,
         })
         .collect();
-    let mut pass = Pass {
-        k,
-        meetings,
-        barriers: least.clone(),
-        inserts: true,
-        missed: false,
-        reasons: FastMap::default(),
-    };
+    let mut pass =
+        Pass { k, meetings, barriers: least.clone(), inserts: true, missed: false, reasons: FastMap::default() };
     pass.run();
     pass.inserts = false;
     // The innermost first: they cost most.
