@@ -49,24 +49,45 @@ pub fn engram_gate_backward(
     // In memory: one thread computes what all need of a stream.
     let of_stream = || t.shared::<f32, 2>([rows, streams]);
     let (dgate, ddot, through_x, through_k) = (of_stream(), of_stream(), of_stream(), of_stream());
-    t.clear(dweight_f);
+    let gates = of_stream();
+    // What the forward pass saved, of the tile at hand and of the next.
+    let saved = || t.fragment::<f32, 2>([rows, streams]);
+    let (dot_now, rx_now, rk_now) = (saved(), saved(), saved());
+    let (dot_next, rx_next, rk_next, gate_next) = (saved(), saved(), saved(), saved());
     let parts = dweight.dim(0);
+    let read = |i: Idx| {
+        for (r, s) in t.parallel((rows, streams)) {
+            let at = ((part + i * parts) * rows + r, s);
+            dot_next[(r, s)] = dot[at];
+            rx_next[(r, s)] = rstd_x[at];
+            rk_next[(r, s)] = rstd_k[at];
+            gate_next[(r, s)] = gate[at];
+        }
+    };
+    t.clear(dweight_f);
+    read(0.into());
     for i in t.pipelined((x.dim(0).ceil_div(rows) - part).ceil_div(parts), stages(shape)) {
         let first = (part + i * parts) * rows;
         t.copy(x.at((first, 0, 0)), x_tile);
         t.copy(k.at((first, 0, 0)), k_tile);
         t.copy(dy.at((first, 0, 0)), dy_tile);
         t.copy(v.at((first, 0)), v_tile);
+        for (r, s) in t.parallel((rows, streams)) {
+            dot_now[(r, s)] = dot_next[(r, s)];
+            rx_now[(r, s)] = rx_next[(r, s)];
+            rk_now[(r, s)] = rk_next[(r, s)];
+            gates[(r, s)] = gate_next[(r, s)];
+        }
+        read(i + 1);
         let of = |tile: Shared<bf16, 3>, r: Idx, s: Idx, c: Idx| tile[(r, s, c)].cast::<f32>();
         for (r, s, c) in t.parallel((rows, streams, dim)) {
             out[(r, s, c)] = of(dy_tile, r, s, c) * v_tile[(r, c)].cast::<f32>();
         }
         t.reduce_sum(out, dgate, 2);
         for (r, s) in t.parallel((rows, streams)) {
-            let at = (first + r, s);
-            let (rx, rk, g) = (rstd_x[at], rstd_k[at], gate[at]);
+            let (rx, rk, g) = (rx_now[(r, s)], rk_now[(r, s)], gates[(r, s)]);
             let scale = (dim as f32).powf(-0.5);
-            let a = dot[at] * rx * rk * scale;
+            let a = dot_now[(r, s)] * rx * rk * scale;
             let magnitude = a.abs();
             let blocked = magnitude < clamp || magnitude == 0.0;
             let da = select(blocked, 0.0, dgate[(r, s)] * g * (1.0 - g) * 0.5 / magnitude.sqrt());
@@ -75,7 +96,7 @@ pub fn engram_gate_backward(
             through_k[(r, s)] = da * a * rk * rk / dim as f32;
         }
         for (r, s, c) in t.parallel((rows, streams, dim)) {
-            out[(r, s, c)] = of(dy_tile, r, s, c) * gate[(first + r, s)];
+            out[(r, s, c)] = of(dy_tile, r, s, c) * gates[(r, s)];
         }
         t.reduce_sum(out, dv_f, 1);
         t.cast(dv_f, dv.at((first, 0)));

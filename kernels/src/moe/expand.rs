@@ -29,7 +29,7 @@ pub struct ExpandConfig {
 
 impl Default for ExpandConfig {
     fn default() -> ExpandConfig {
-        ExpandConfig { sf_column_major: false, bm: 8, bn: 2048, threads: 128 }
+        ExpandConfig { sf_column_major: false, bm: 8, bn: 1024, threads: 128 }
     }
 }
 
@@ -43,7 +43,8 @@ fn expand_tile<E: Element>(
     cfg: ExpandConfig,
 ) -> (Idx, Idx, Shared<i32, 1>) {
     let ExpandConfig { bm, bn, .. } = cfg;
-    let [bx, by] = t.grid([x.dim(1).ceil_div(bn), pos_to_token.dim(0).ceil_div(bm)], cfg.threads);
+    // All positions of some columns first: of those the L2 cache has the tokens until the last of their rows is written.
+    let [by, bx] = t.grid([pos_to_token.dim(0).ceil_div(bm), x.dim(1).ceil_div(bn)], cfg.threads);
     let (row, col) = (by * bm, bx * bn);
     let tokens = t.shared::<i32, 1>([bm]);
     t.copy_padded(pos_to_token.at(row), tokens, -1.0);

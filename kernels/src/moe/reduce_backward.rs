@@ -14,6 +14,9 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
+/// Chunks of columns that are read ahead, and the one at hand.
+const STAGES: usize = 3;
+
 /// Config of [`reduce_fused_backward`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct ReduceBackwardConfig {
@@ -59,6 +62,8 @@ pub fn reduce_fused_backward<E: Float>(
     let blocks = tokens.ceil_div(bm).max(1);
     let [b] = t.grid([blocks], cfg.threads);
     let dots = Dots::new(t, k, bn);
+    let tile = || t.shared::<E, 2>([1, bn]);
+    let (dout_tile, y_tiles) = (tile(), (0..k).map(|_| tile()).collect::<Vec<_>>());
     for i in t.serial(bm) {
         let token = b * bm + i;
         // Position -1 lies outside: it reads as zero, and what is written there goes nowhere.
@@ -69,15 +74,16 @@ pub fn reduce_fused_backward<E: Float>(
             })
             .collect();
         dots.clear(t);
-        for chunk in t.serial(width.div_ceil(bn)) {
+        for chunk in t.pipelined(width.div_ceil(bn), STAGES) {
+            t.copy(dout.at((token, chunk * bn)), dout_tile);
+            for (tile, &(_, pos)) in y_tiles.iter().zip(&slots) {
+                t.copy(y.at((pos, chunk * bn)), *tile);
+            }
             for c in t.parallel(bn) {
-                let at = chunk * bn + c;
-                let gradient = dout[(token, at)].cast::<f32>();
-                // All reads before the first write, which the compiler may not move them over.
-                let rows: Vec<Expr<f32>> = slots.iter().map(|&(_, pos)| y[(pos, at)].cast()).collect();
+                let gradient = dout_tile[(0, c)].cast::<f32>();
                 for (j, &(weight, pos)) in slots.iter().enumerate() {
-                    dots.add(j, c, gradient, rows[j]);
-                    dy[(pos, at)] = (weight * gradient).cast();
+                    dots.add(j, c, gradient, y_tiles[j][(0, c)].cast());
+                    dy[(pos, chunk * bn + c)] = (weight * gradient).cast();
                 }
             }
         }

@@ -14,6 +14,9 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::{Const, DType};
 
+/// Chunks of columns that are read ahead, and the one at hand.
+const STAGES: usize = 3;
+
 /// The gradient of one element.
 pub(super) struct Gradient {
     /// `silu(g) h` of the clamped inputs, without the row's weight.
@@ -98,23 +101,12 @@ pub fn swiglu_backward(
     // Terms of both signs cancel, so that thousands of them need more than f32.
     let (products, total) = (t.fragment::<f64, 2>([bm, bn]), t.fragment::<f64, 1>([bm]));
     t.clear(products);
-    let tile = || t.fragment::<bf16, 2>([bm, bn]);
-    let (g_next, h_next, dy_next, g_tile, h_tile, dy_tile) = (tile(), tile(), tile(), tile(), tile(), tile());
-    let read = |chunk: Idx| {
-        t.copy(x.at((row, chunk * bn)), g_next);
-        t.copy(x.at((row, chunk * bn + inner)), h_next);
-        t.copy(dy.at((row, chunk * bn)), dy_next);
-    };
-    let chunks = inner.div_ceil(bn);
-    read(0.into());
-    for chunk in t.serial(chunks) {
-        // The next chunk is on its way while this one is worked on.
-        for (next, at_hand) in [(g_next, g_tile), (h_next, h_tile), (dy_next, dy_tile)] {
-            t.copy(next, at_hand);
-        }
-        if chunk + 1 < chunks {
-            read(chunk + 1);
-        }
+    let tile = || t.shared::<bf16, 2>([bm, bn]);
+    let (g_tile, h_tile, dy_tile) = (tile(), tile(), tile());
+    for chunk in t.pipelined(inner.div_ceil(bn), STAGES) {
+        t.copy(x.at((row, chunk * bn)), g_tile);
+        t.copy(x.at((row, chunk * bn + inner)), h_tile);
+        t.copy(dy.at((row, chunk * bn)), dy_tile);
         for (i, j) in t.parallel((bm, bn)) {
             let (p, c) = (row + i, chunk * bn + j);
             let [g, h, grad] = [g_tile, h_tile, dy_tile].map(|tile| tile[(i, j)].cast::<f32>());

@@ -3,7 +3,7 @@
 use super::activation::rows_in_expert_order;
 use super::activation_backward::Gradient;
 use super::problem::{compare_codes, format, quantized, sf_shape};
-use super::scale::{Code, PerGroup, Place, ScaleLayout, Scaling, Sharing, divide, scales, store_scales};
+use super::scale::{Code, PerGroup, ScaleLayout, Scaling, Sharing, divide, scales};
 use crate::inputs::{Inputs, output};
 use crate::library::{
     Case, Comparison, Dtypes, Family, Info, LibraryKernel, Problem, ProblemError, Scale, Settings, Value, Work, apply,
@@ -21,6 +21,7 @@ use zellige_ir::{Const, DType};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = group > 1 && group.is_multiple_of(2) && input_group.is_multiple_of(group))]
 #[tune(constraint = layout != ScaleLayout::Packed)]
+#[tune(constraint = bn > 0 && bn.is_multiple_of(group))]
 pub struct SwigluBackwardConfig {
     /// Elements of the input's gradient that share a scale factor; divides `inner`.
     pub group: usize,
@@ -31,13 +32,13 @@ pub struct SwigluBackwardConfig {
     pub layout: ScaleLayout,
     /// Clamp as in the forward.
     pub clamp: bool,
-    /// Rows of a block.
-    #[tune(4, 8, 16)]
-    pub bm: usize,
-    /// Groups that are read ahead, and the one at hand.
+    /// Columns of a step.
+    #[tune(512, 1024)]
+    pub bn: usize,
+    /// Steps that are read ahead, and the one at hand.
     #[tune(2, 3, 4)]
     pub stages: usize,
-    #[tune(128, 256)]
+    #[tune(64, 128, 256)]
     pub threads: usize,
 }
 
@@ -49,8 +50,8 @@ impl Default for SwigluBackwardConfig {
             ue8m0: true,
             layout: ScaleLayout::RowMajor,
             clamp: true,
-            bm: 8,
-            stages: 4,
+            bn: 1024,
+            stages: 2,
             threads: 128,
         }
     }
@@ -78,59 +79,86 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
     limit: Expr<f32>,
     #[comptime] cfg: SwigluBackwardConfig,
 ) {
-    let SwigluBackwardConfig { group, bm, .. } = cfg;
+    let SwigluBackwardConfig { group, bn, .. } = cfg;
     let (m, inner) = (x.dim(0), act.static_dim(1));
-    let [b] = t.grid([m.ceil_div(bm)], cfg.threads);
-    let row = b * bm;
-    let shape = [bm, group];
-    let (g, h, grad) = (t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape));
-    let (dg, dh) = (t.fragment::<f32, 2>(shape), t.fragment::<f32, 2>(shape));
-    let (weight, total) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
-    let (g_sf, h_sf) = (t.fragment::<f32, 1>([bm]), t.fragment::<f32, 1>([bm]));
-    let amax = PerGroup::new(t, Sharing::Row, shape);
-    t.clear(total);
-    for i in t.parallel(bm) {
-        let at = pos_to_token_topk[row + i].to_index();
-        weight[i] = select(at >= 0, weights[(at / weights.dim(1), at % weights.dim(1))], 0.0);
-    }
-    let (g_tile, h_tile) = (t.shared::<f8e4m3, 2>(shape), t.shared::<f8e4m3, 2>(shape));
-    let dy_tile = t.shared::<bf16, 2>(shape);
-    for step in t.pipelined(inner / group, cfg.stages) {
-        let col = step * group;
+    // A row at a time, in long runs. Columns of scale factors have padding, which is zero.
+    let [row] = t.grid([if cfg.layout == ScaleLayout::ColumnMajor { m.ceil_div(4) * 4 } else { m }], cfg.threads);
+    let shape = [bn / group, group];
+    let tile = || t.fragment::<f32, 2>(shape);
+    let (weighted, gate, up, products) = (tile(), tile(), tile(), tile());
+    let per_group = || t.fragment::<f32, 1>([bn / group]);
+    let (g_sf, h_sf, g_sf_next, h_sf_next) = (per_group(), per_group(), per_group(), per_group());
+    let (of_gate, of_up) = (PerGroup::new(t, Sharing::Row, shape), PerGroup::new(t, Sharing::Row, shape));
+    let weight = t.fragment::<f32, 0>([]);
+    let at = pos_to_token_topk[row].to_index();
+    weight[[]] = select(at >= 0, weights[(at / weights.dim(1), at % weights.dim(1))], 0.0);
+    // Factors of the next step are on their way while this one is worked on.
+    let read_factors = |step: Idx| {
+        for q in t.parallel(bn / group) {
+            let col = step * bn + q * group;
+            g_sf_next[q] = x_sf[(row, col / cfg.input_group)];
+            h_sf_next[q] = x_sf[(row, (col + inner) / cfg.input_group)];
+        }
+    };
+    read_factors(0.into());
+    t.clear(products);
+    let (g_tile, h_tile) = (t.shared::<f8e4m3, 2>([1, bn]), t.shared::<f8e4m3, 2>([1, bn]));
+    let dy_tile = t.shared::<bf16, 2>([1, bn]);
+    for step in t.pipelined(inner.div_ceil(bn), cfg.stages) {
+        let col = step * bn;
         t.copy(x.at((row, col)), g_tile);
         t.copy(x.at((row, col + inner)), h_tile);
         t.copy(dy.at((row, col)), dy_tile);
-        t.cast(g_tile, g);
-        t.cast(h_tile, h);
-        t.cast(dy_tile, grad);
-        for i in t.parallel(bm) {
-            g_sf[i] = x_sf[(row + i, col / cfg.input_group)];
-            h_sf[i] = x_sf[(row + i, (col + inner) / cfg.input_group)];
+        t.copy(g_sf_next, g_sf);
+        t.copy(h_sf_next, h_sf);
+        read_factors(step + 1);
+        // Columns past the end of the first half belong to the second.
+        let inside = |c: Idx| if inner.is_multiple_of(bn) { Expr::from(true) } else { c < inner };
+        for (q, j) in t.parallel((bn / group, group)) {
+            let (i, c) = (q * group + j, col + q * group + j);
+            let [g, h] = [(g_tile, g_sf), (h_tile, h_sf)].map(|(codes, sf)| codes[(0, i)].cast::<f32>() * sf[q]);
+            let grad = dy_tile[(0, i)].cast::<f32>();
+            let gradient = Gradient::of(g, h, grad * weight[[]], cfg.clamp.then_some(limit));
+            let sum = grad.mul_add(gradient.activation, products[(q, j)]);
+            products[(q, j)] = select(inside(c), sum, products[(q, j)]);
+            weighted[(q, j)] = gradient.activation * weight[[]];
+            gate[(q, j)] = gradient.of_gate;
+            up[(q, j)] = gradient.of_up;
+            if inside(c) {
+                act[(row, c)] = weighted[(q, j)].cast();
+                dx[(row, c)] = gate[(q, j)].cast();
+                dx[(row, c + inner)] = up[(q, j)].cast();
+            }
         }
-        for (i, j) in t.parallel((bm, group)) {
-            let limit = cfg.clamp.then_some(limit);
-            let gradient = Gradient::of(g[(i, j)] * g_sf[i], h[(i, j)] * h_sf[i], grad[(i, j)] * weight[i], limit);
-            dg[(i, j)] = gradient.of_gate;
-            dh[(i, j)] = gradient.of_up;
-            // What is left of the inputs: the weighted activation, and its share of the weight's gradient.
-            h[(i, j)] = gradient.activation * weight[i];
-            grad[(i, j)] *= gradient.activation;
+        let scales = [(gate, of_gate), (up, of_up)].map(|(gradient, amax)| {
+            amax.absmax(t, gradient);
+            scales::<Q>(t, amax, lit(Q::AMAX_FLOOR), Scaling::new(cfg.ue8m0, false))
+        });
+        for q in t.parallel(bn / group) {
+            if inside(col + q * group) {
+                for (half, scales) in scales.iter().enumerate() {
+                    let (factor, g) = (scales.factor.at(q, q), (col + half * inner) / group + q);
+                    match cfg.layout {
+                        ScaleLayout::ColumnMajor => dx_sf[(g, row)] = select(row < m, factor, 0.0),
+                        ScaleLayout::RowMajor | ScaleLayout::Packed => dx_sf[(row, g)] = factor,
+                    }
+                }
+            }
         }
-        t.reduce_sum_into(grad, total, 1);
-        t.cast(h, act.at((row, col)));
-        for (half, gradient) in [dg, dh].into_iter().enumerate() {
-            let col = col + half * inner;
-            t.cast(gradient, dx.at((row, col)));
-            amax.clear(t);
-            amax.absmax_into(t, gradient);
-            let s = scales::<Q>(t, amax, lit(Q::AMAX_FLOOR), Scaling::new(cfg.ue8m0, false));
-            let place = Place { row, col, group_row: b, group_col: col / group, rows: m };
-            store_scales(t, s.factor, dx_sf, cfg.layout, place);
-            divide(t, gradient, &s);
-            t.cast(gradient, dx_codes.at((row, col)));
+        divide(t, gate, &scales[0]);
+        divide(t, up, &scales[1]);
+        for (q, j) in t.parallel((bn / group, group)) {
+            let c = col + q * group + j;
+            if inside(c) {
+                dx_codes[(row, c)] = gate[(q, j)].cast();
+                dx_codes[(row, c + inner)] = up[(q, j)].cast();
+            }
         }
     }
-    t.copy(total, dweight.at(row));
+    let (of_groups, total) = (per_group(), t.fragment::<f32, 0>([]));
+    t.reduce_sum(products, of_groups, 1);
+    t.reduce_sum(of_groups, total, 0);
+    dweight[row] = total[[]];
 }
 
 /// The library's entry.
@@ -243,14 +271,14 @@ impl LibraryKernel for Entry {
         let case = |rows, inner, limit, cfg| Backward { rows, inner, limit, cfg }.case();
         match scale {
             Scale::Small => {
-                let small = SwigluBackwardConfig { group: 32, input_group: 64, bm: 4, ..cfg };
+                let small = SwigluBackwardConfig { group: 32, input_group: 64, bn: 128, ..cfg };
                 let columns = SwigluBackwardConfig { layout: ScaleLayout::ColumnMajor, ..small };
                 vec![
                     case(0, 64, 10.0, small),
                     case(1, 64, 10.0, small),
                     case(13, 192, 10.0, small),
                     case(13, 128, 0.5, columns),
-                    case(7, 256, 10.0, SwigluBackwardConfig { clamp: false, ue8m0: false, bm: 4, ..cfg }),
+                    case(7, 256, 10.0, SwigluBackwardConfig { clamp: false, ue8m0: false, ..cfg }),
                 ]
             }
             Scale::Representative => vec![case(4096, 3072, 10.0, cfg)],

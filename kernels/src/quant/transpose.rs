@@ -16,13 +16,13 @@ pub struct TransposeConfig {
     /// Rows and columns of a tile.
     #[tune(32, 64, 128)]
     pub tile: usize,
-    #[tune(128, 256)]
+    #[tune(64, 128, 256)]
     pub threads: usize,
 }
 
 impl Default for TransposeConfig {
     fn default() -> TransposeConfig {
-        TransposeConfig { tile: 128, threads: 256 }
+        TransposeConfig { tile: 64, threads: 64 }
     }
 }
 

@@ -292,8 +292,9 @@ impl Infer<'_> {
                 None => zellige_ir::Visit::for_each_buffer(&func.ops[op].kind, &mut add),
             }
         }
-        // Stable: those of one size stay in program order.
-        wanted.sort_by_key(|&(size, _, _)| std::cmp::Reverse(size));
+        // Stable: those of one size stay in program order, but what fills a tile with a constant says nothing of how it is used.
+        let fills = |op: Op| matches!(func.ops[op].kind, OpKind::Fill { .. });
+        wanted.sort_by_key(|&(size, op, _)| (std::cmp::Reverse(size), fills(op)));
         for (_, op, buffer) in wanted {
             if self.is_free(buffer) {
                 self.choose(op, buffer)?;

@@ -2,7 +2,8 @@
 //!
 //! With `S` stages, iteration `k` waits for its own copies, passes a barrier, starts the copies of iteration `k + S - 1`
 //! and computes. One barrier an iteration suffices: it makes the copies of all threads visible, and it tells that
-//! everyone is done with the slot of iteration `k - 1`, which is the one filled next.
+//! everyone is done with the slot of iteration `k - 1`, which is the one filled next. Threads that touch nothing but what
+//! they have copied themselves need none.
 //!
 //! A copy takes part if it alone writes a whole shared buffer, before all its readers of the iteration, from a tensor
 //! that the loop does not write, or of which each iteration writes nothing but what it has read, and if its place can be
@@ -77,7 +78,7 @@ impl Lowerer<'_> {
     ) -> Result {
         self.flush();
         if self.b.in_loop() {
-            self.barrier(op, "the rings may still be read from the loop's last execution");
+            self.meet(op, "the rings may still be read from the loop's last execution", producers);
         }
         self.b.phase("first copies of a pipelined loop");
         for s in 0..slots - 1 {
@@ -90,7 +91,7 @@ impl Lowerer<'_> {
         let v = self.b.begin_for(ty);
         let k = Idx::new(v, 0, extent.hi - 1, 1);
         self.b.push(SimtOp::CpAsyncWait { pending: (slots - 2) as u32 });
-        self.barrier(op, "the copies of all threads have landed, and the slot filled next is free");
+        self.meet(op, "the copies of all threads have landed, and the slot filled next is free", producers);
         let ahead = self.b.phase("copies of a later iteration");
         let next = Idx { base: Some(v), off: slots - 1, lo: slots - 1, hi: extent.hi - 1 + slots - 1, align: 1 };
         let next_slot = index::rem(&mut self.b, next, Idx::constant(slots));
@@ -131,9 +132,11 @@ impl Lowerer<'_> {
         }
     }
 
-    fn barrier(&mut self, op: Op, why: &str) {
-        self.b.push(SimtOp::Bar {});
-        self.explain.push(format!("barrier: in the pipelined loop at {}: {why}", self.span(op)));
+    /// Threads meet here if there are some that touch what others have copied.
+    fn meet(&mut self, op: Op, why: &str, producers: &[Producer]) {
+        self.b.at(&self.func.ops[op].span);
+        let phase = self.b.phase(why);
+        self.b.kernel.phases[phase].rings = producers.iter().map(|p| p.view.obj).collect();
     }
 
     /// Starts the copies of iteration `k` into a slot, if there is such an iteration.

@@ -11,8 +11,9 @@
 //! where each thread meets only itself, and only the warp where it meets only its warp. What the lowering knows to be
 //! different elements needs no barrier either: of phases in one turn (`apart` of a
 //! [`PhaseInfo`](crate::ptx::simt::PhaseInfo)), and of the turns of a loop (`split` of an
-//! [`ObjData`](crate::ptx::simt::ObjData)). At the end barriers that others imply are taken back: a barrier that a loop needs
-//! may make one unnecessary that was found before.
+//! [`ObjData`](crate::ptx::simt::ObjData)). Rings of pipelined loops are left to the marks that name them: it does not matter
+//! in which turn a thread fills or reads a part of a slot, only whether another one does. At the end barriers that others
+//! imply are taken back: a barrier that a loop needs may make one unnecessary that was found before.
 
 use super::meet::{self, Level, Turn};
 use super::shared::overlap;
@@ -104,6 +105,22 @@ impl<'k> Meetings<'k> {
         self.known.insert((before, after, state.turned), level);
         level
     }
+
+    /// Who has to wait before a phase that fills a slot of some rings, and whose copies others may read.
+    fn level_of_rings(&mut self, phase: PhaseId) -> Level {
+        let rings = &self.k.phases[phase].rings;
+        let all = &self.sites.accesses;
+        let touching: Vec<usize> = (0..all.len()).filter(|&a| rings.contains(&all[a].obj)).collect();
+        let any_turn = State { turned: 0, warp_met: false };
+        let mut need = Level::Thread;
+        for (&before, &after) in touching.iter().flat_map(|x| touching.iter().map(move |y| (x, y))) {
+            let [x, y] = [before, after].map(|a| self.sites.accesses[a]);
+            if x.obj == y.obj && x.kind.conflicts(y.kind) && need < Level::Block {
+                need = need.max(self.level(before, any_turn, after));
+            }
+        }
+        need
+    }
 }
 
 /// The barriers at marks, by the marks' numbers.
@@ -131,16 +148,21 @@ pub fn insert(k: &mut Kernel, explain: &mut Vec<String>) {
 }
 
 fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
-    let meetings = Meetings::new(k);
+    let mut meetings = Meetings::new(k);
     let marks = meetings.sites.marks.clone();
-    let mut pass = Pass {
-        k,
-        meetings,
-        barriers: vec![Level::Thread; marks.len()],
-        inserts: true,
-        missed: false,
-        reasons: FastMap::default(),
+    let info = |m: usize| match k.insts[marks[m].0].op {
+        SimtOp::Phase { id } => (id, !k.phases[id].rings.is_empty()),
+        _ => unreachable!("marks are phases"),
     };
+    // What the rings need whatever else happens.
+    let least: Vec<Level> = (0..marks.len())
+        .map(|m| match info(m) {
+            (phase, true) => meetings.level_of_rings(phase),
+            (_, false) => Level::Thread,
+        })
+        .collect();
+    let mut pass =
+        Pass { k, meetings, barriers: least.clone(), inserts: true, missed: false, reasons: FastMap::default() };
     pass.run();
     pass.inserts = false;
     // The innermost first: they cost most.
@@ -148,7 +170,7 @@ fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
     order.sort_by_key(|&m| (std::cmp::Reverse(marks[m].1), m));
     for m in order {
         let had = pass.barriers[m];
-        for less in [Level::Thread, Level::Warp].into_iter().filter(|l| *l < had) {
+        for less in [Level::Thread, Level::Warp].into_iter().filter(|l| *l >= least[m] && *l < had) {
             pass.barriers[m] = less;
             if pass.is_safe() {
                 break;
@@ -164,6 +186,14 @@ fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
     let mut reasons = Vec::new();
     for (&m, &(before, after)) in &pass.reasons {
         reasons.push((marks[m].0, pass.reason(pass.barriers[m], before, after)));
+    }
+    for m in (0..marks.len()).filter(|&m| info(m).1) {
+        let why = match least[m] {
+            Level::Thread => "barrier: none for rings, of which each thread reads what it has copied itself",
+            Level::Warp => "barrier of each warp: for rings",
+            Level::Block => "barrier: for rings",
+        };
+        reasons.push((marks[m].0, format!("{why}: {}", describe(k, Some(info(m).0)))));
     }
     (chosen.collect(), reasons)
 }

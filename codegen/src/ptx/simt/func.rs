@@ -84,7 +84,7 @@ pub struct ObjData {
     pub name: String,
     pub kind: ObjKind,
     pub span: Span,
-    /// Ring buffers of pipelined loops are ordered by the barriers of their loop, not by hazard analysis.
+    /// Ring buffers of pipelined loops are ordered by what their loop waits for, not by hazard analysis.
     pub managed: bool,
     /// The block where the object comes into being: its contents do not outlive one execution of the block.
     pub home: Block,
@@ -231,6 +231,9 @@ pub struct PhaseInfo {
     pub span: Option<Span>,
     /// Earlier phases that touch other elements of an object, if they belong to the same turn of all loops around.
     pub apart: Vec<(Obj, PhaseId)>,
+    /// Rings whose copies have landed before this phase, and of which it fills a slot: where a thread touches what another one has
+    /// copied, they wait for each other.
+    pub rings: Vec<Obj>,
 }
 
 /// A kernel as one thread runs it.

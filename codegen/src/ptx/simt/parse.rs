@@ -364,7 +364,11 @@ impl<'t> Parser<'t> {
         while self.eat("apart") {
             apart.push((self.id("m")?, self.id("phase")?));
         }
-        Ok(PhaseInfo { what, span, apart })
+        let mut rings = Vec::new();
+        while self.eat("ring") {
+            rings.push(self.id("m")?);
+        }
+        Ok(PhaseInfo { what, span, apart, rings })
     }
 
     // ---- ops ---------------------------------------------------------------------------------------------------

@@ -173,6 +173,9 @@ impl fmt::Display for Kernel {
             for (obj, other) in &phase.apart {
                 write!(f, " apart {obj} {other}")?;
             }
+            for obj in &phase.rings {
+                write!(f, " ring {obj}")?;
+            }
             writeln!(f)?;
         }
         let mut text = String::new();
