@@ -305,6 +305,14 @@ impl Emitter<'_> {
                 let ty = if *mode == VoteMode::Ballot { "b32" } else { "pred" };
                 self.write_line(format_args!("vote.sync.{mode}.{ty} {}, {x}, -1;", self.opnd(out.0)));
             }
+            SimtOp::Redux { out, op, num, x } => {
+                let x = self.reg(*x);
+                let ty = match op {
+                    Bin::And | Bin::Or | Bin::Xor => "b32",
+                    _ => arith(*num),
+                };
+                self.write_line(format_args!("redux.sync.{op}.{ty} {}, {x}, -1;", self.opnd(out.0)));
+            }
             SimtOp::Atom { out, op, num, space, addr, x, guard } => {
                 let (addr, x, guard) = (self.addr(addr), self.reg(*x), self.guard(*guard));
                 let ty = match op {
