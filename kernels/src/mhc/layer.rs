@@ -47,7 +47,7 @@ const SLABS: usize = 16;
 const TOKEN_SLABS: usize = 8;
 
 /// Parts that the small sums over tokens are cut into.
-const PARTS: usize = 64;
+const PARTS: usize = 128;
 
 const NORM: MixNormConfig = MixNormConfig::DEFAULT;
 const SPLIT: SplitConfig = SplitConfig { bt: 32, threads: 128 };

@@ -22,6 +22,12 @@ impl MixNormConfig {
     pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 8, threads: 128 };
 }
 
+/// Reciprocal root mean square of a state of `width` elements whose squares sum to `square_sum`.
+#[track_caller]
+pub(super) fn rstd(square_sum: Expr<f32>, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
+    (square_sum / width + eps).rsqrt()
+}
+
 /// The slabs of a projection, as [`mhc_mix`](super::mix::mhc_mix) leaves them.
 #[derive(Clone, Copy)]
 pub(super) struct Slabs<'a> {
@@ -36,12 +42,6 @@ impl Slabs<'_> {
         self.raw.static_dim(0)
     }
 
-    /// Reciprocal root mean square of a token's state of `width` elements.
-    #[track_caller]
-    pub fn rstd(self, token: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
-        (self.square_sum(token) / width + eps).rsqrt()
-    }
-
     /// Sum of squares of a token's state.
     #[track_caller]
     pub fn square_sum(self, token: Idx) -> Expr<f32> {
@@ -54,10 +54,11 @@ impl Slabs<'_> {
         ordered_sum(self.count(), |s| self.raw[(Idx::from(s), token, o)])
     }
 
-    /// The same under the norm. Every thread sums the squares for itself, while its part of the projection is on its way.
+    /// The same under the norm. Every thread sums the squares for itself, and divides when all it needs is on its way.
     #[track_caller]
     pub fn mix(self, token: Idx, o: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
-        self.rstd(token, width, eps) * self.projected(token, o)
+        let projected = self.projected(token, o);
+        rstd(self.square_sum(token), width, eps) * projected
     }
 
     /// Fills `mixes` [rows, outputs] for the tokens from `first` on.
