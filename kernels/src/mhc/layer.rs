@@ -151,8 +151,7 @@ fn sum_of_parts<const R: usize>(
     shape: [usize; R],
 ) -> Result<DeviceTensor<f32, R>, MhcError> {
     let mut sum = DeviceTensor::zeros([parts.shape()[1]])?;
-    let config = ColumnSumConfig { rows: 16, cols: 128, threads: 128 };
-    ColumnSum::new(config).launch(stream, parts, &mut sum)?;
+    ColumnSum::new(ColumnSumConfig::default()).launch(stream, parts, &mut sum)?;
     Ok(sum.reshape(shape)?)
 }
 

@@ -71,6 +71,37 @@ impl Slabs<'_> {
     }
 }
 
+/// Slabs of some tokens in shared memory: all of them on their way at once.
+#[derive(Clone, Copy)]
+pub(super) struct StagedSlabs {
+    raw: Shared<f32, 3>,
+    square_sum: Shared<f32, 2>,
+}
+
+impl StagedSlabs {
+    /// Of the `rows` tokens from `first` on.
+    #[track_caller]
+    pub fn new(t: T, slabs: Slabs<'_>, first: Idx, rows: usize) -> StagedSlabs {
+        let (count, outputs) = (slabs.count(), slabs.raw.static_dim(2));
+        let staged = StagedSlabs { raw: t.shared([count, rows, outputs]), square_sum: t.shared([count, rows]) };
+        t.copy(slabs.raw.at((0, first, 0)), staged.raw);
+        t.copy(slabs.square_sum.at((0, first)), staged.square_sum);
+        staged
+    }
+
+    /// Sum of squares of a token's state.
+    #[track_caller]
+    pub fn square_sum(self, i: Idx) -> Expr<f32> {
+        ordered_sum(self.square_sum.shape()[0], |s| self.square_sum[(s, i)])
+    }
+
+    /// Output `o` of a token's projection.
+    #[track_caller]
+    pub fn projected(self, i: Idx, o: Idx) -> Expr<f32> {
+        ordered_sum(self.raw.shape()[0], |s| self.raw[(Idx::from(s), i, o)])
+    }
+}
+
 /// `mixes = r sum_s raw[s]` with `r = 1 / sqrt(sum_s square_sum[s] / width + eps)`, the sums in the order of s. `width` is
 /// n d.
 #[kernel(static_dims(slabs, outputs))]
@@ -84,9 +115,10 @@ pub fn mhc_mix_norm(
     #[comptime] cfg: MixNormConfig,
 ) {
     let [b] = t.grid([raw.dim(1).ceil_div(cfg.bt)], cfg.threads);
-    let tile = t.shared::<f32, 2>([cfg.bt, raw.static_dim(2)]);
-    Slabs { raw, square_sum }.normalize(t, b * cfg.bt, width, eps, tile);
-    t.copy(tile, mixes.at((b * cfg.bt, 0)));
+    let slabs = StagedSlabs::new(t, Slabs { raw, square_sum }, b * cfg.bt, cfg.bt);
+    for (i, o) in t.parallel((cfg.bt, raw.static_dim(2))) {
+        mixes[(b * cfg.bt + i, o)] = rstd(slabs.square_sum(i), width, eps) * slabs.projected(i, o);
+    }
 }
 
 /// The normalised mixes of tokens, each given by its [SLABS, outputs] projections and [SLABS] sums of squares; f64.

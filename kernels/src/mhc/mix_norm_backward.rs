@@ -1,6 +1,6 @@
 //! The gradient of the projection's norm.
 
-use super::mix_norm::{MixNormConfig, Slabs, rstd};
+use super::mix_norm::{MixNormConfig, Slabs, StagedSlabs, rstd};
 use super::problem::{EPS, Entry, F32, SLABS, Shape, at, check, problem, scalar, tokens, total};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
@@ -23,13 +23,13 @@ pub fn mhc_mix_norm_backward(
     #[comptime] cfg: MixNormConfig,
 ) {
     let (bt, outputs) = (cfg.bt, raw.static_dim(2));
-    let slabs = Slabs { raw, square_sum };
     let [b] = t.grid([raw.dim(1).ceil_div(bt)], cfg.threads);
+    let slabs = StagedSlabs::new(t, Slabs { raw, square_sum }, b * bt, bt);
     let [r, squares, dots] = [(); 3].map(|()| t.shared::<f32, 1>([bt]));
     let products = t.fragment::<f32, 2>([bt, outputs]);
     for (i, o) in t.parallel((bt, outputs)) {
         let token = b * bt + i;
-        let (g, projected, square_sum) = (dmixes[(token, o)], slabs.projected(token, o), slabs.square_sum(token));
+        let (g, projected, square_sum) = (dmixes[(token, o)], slabs.projected(i, o), slabs.square_sum(i));
         let rstd = rstd(square_sum, width, eps);
         draw[(token, o)] = rstd * g;
         products[(i, o)] = g * projected;

@@ -20,7 +20,7 @@ pub struct GateConfig {
 
 impl Default for GateConfig {
     fn default() -> GateConfig {
-        GateConfig { scoring: Scoring::SqrtSoftplus, tokens: 8, threads: 128 }
+        GateConfig { scoring: Scoring::SqrtSoftplus, tokens: 4, threads: 128 }
     }
 }
 

@@ -10,9 +10,6 @@ use zellige::prelude::*;
 use zellige::{ScanOp, TuneValue};
 use zellige_ir::DType;
 
-/// Tokens whose ids are read at once.
-const COUNTED: usize = 1024;
-
 /// Bits of a word.
 const WORD: usize = 32;
 
@@ -25,13 +22,16 @@ pub struct MappingConfig {
     /// Tokens that a block places.
     #[tune(32, 64, 128)]
     pub chunk: usize,
+    /// Tokens whose ids are read at once.
+    #[tune(1024, 2048, 4096)]
+    pub counted: usize,
     #[tune(256, 512, 1024)]
     pub threads: usize,
 }
 
 impl Default for MappingConfig {
     fn default() -> MappingConfig {
-        MappingConfig { alignment: 128, chunk: 64, threads: 512 }
+        MappingConfig { alignment: 128, chunk: 64, counted: 2048, threads: 512 }
     }
 }
 
@@ -56,7 +56,7 @@ pub fn get_fused_mapping<I: Int>(
     #[dims(experts)] tokens_per_expert: &mut Tensor<i32, 1>,
     #[comptime] cfg: MappingConfig,
 ) {
-    let MappingConfig { alignment, chunk, .. } = cfg;
+    let MappingConfig { alignment, chunk, counted, .. } = cfg;
     let (tokens, k, experts) = (ids.dim(0), ids.static_dim(1), expert_start.static_dim(0));
     let blocks = tokens.ceil_div(chunk).max(1);
     let [b] = t.grid([blocks], cfg.threads);
@@ -65,9 +65,9 @@ pub fn get_fused_mapping<I: Int>(
     // How many pairs of each expert earlier blocks place, and how many there are from this block's on.
     let counts = t.shared::<i32, 2>([2, experts]);
     t.clear(counts);
-    for step in t.serial(tokens.ceil_div(COUNTED)) {
-        for (i, j) in t.parallel((COUNTED, k)) {
-            let token = step * COUNTED + i;
+    for step in t.serial(tokens.ceil_div(counted)) {
+        for (i, j) in t.parallel((counted, k)) {
+            let token = step * counted + i;
             let id = ids[(token, j)].to_index();
             if token < tokens && id >= 0 && id < experts {
                 counts.atomic_add((select(token < first, 0, 1), id), 1);
@@ -242,7 +242,7 @@ impl LibraryKernel for Entry {
         let (i64, i32) = (DType::I64, DType::I32);
         match scale {
             Scale::Small => {
-                let small = |alignment| MappingConfig { alignment, chunk: 16, threads: 128 };
+                let small = |alignment| MappingConfig { alignment, chunk: 16, counted: 16, threads: 128 };
                 vec![
                     case(0, 6, 16, i64, Random, small(16)),
                     case(1, 6, 72, i64, Random, small(16)),

@@ -13,18 +13,18 @@ use zellige_ir::DType;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct ColumnSumConfig {
     /// Rows of a step.
-    #[tune(8, 16, 32)]
+    #[tune(16, 32, 64, 128)]
     pub rows: usize,
     /// Columns of a block.
-    #[tune(64, 128, 256)]
+    #[tune(32, 64, 128)]
     pub cols: usize,
-    #[tune(64, 128)]
+    #[tune(128, 256)]
     pub threads: usize,
 }
 
 impl Default for ColumnSumConfig {
     fn default() -> ColumnSumConfig {
-        ColumnSumConfig { rows: 16, cols: 128, threads: 128 }
+        ColumnSumConfig { rows: 128, cols: 64, threads: 256 }
     }
 }
 

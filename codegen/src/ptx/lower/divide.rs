@@ -15,9 +15,8 @@ use zellige_ir::{BinaryOp, DType, Op, OpKind, Value};
 const MIN_GROUP: usize = 4;
 /// More would need too many registers.
 const MAX_GROUP: usize = 16;
-/// Between these no step of the short sequence overflows or loses bits below the smallest normal number: divisors lie here,
-/// dividends are zero or of at least the smaller magnitude, so that the last remainder, a multiple of 2^-46 times the
-/// dividend's scale, is above 2^-107. A dividend above is fine if its quotient is finite.
+/// Magnitudes between which no step of the short sequence overflows or loses bits below the smallest normal number: for
+/// operands in it the last remainder, a multiple of 2^-46 times the dividend's scale, is above 2^-107.
 const RANGE: (f32, f32) = (1.0 / (1u64 << 60) as f32, (1u64 << 60) as f32);
 
 impl Lowerer<'_> {
@@ -58,10 +57,10 @@ impl Lowerer<'_> {
                 self.b.set(var, q);
                 let known = checks.iter().position(|c| c.active == active);
                 let check = known.unwrap_or_else(|| {
-                    checks.push(Check::new(&mut self.b, active));
+                    checks.push(Check { active, sizes: Vec::new(), small: Vec::new(), divisors: Vec::new() });
                     checks.len() - 1
                 });
-                checks[check].add(&mut self.b, x, y, q);
+                checks[check].add(&mut self.b, x, y);
                 quotients.push((out.0, lane, var, x, y));
             }
         }
@@ -109,57 +108,60 @@ impl Lowerer<'_> {
     }
 }
 
-/// What is gathered over divisions to find an extreme operand among all of them with few instructions for each.
+/// What is gathered over divisions to find an extreme operand among all of them with few instructions for each, and without
+/// waiting for a quotient.
 struct Check {
     /// Whose divisions count: nobody looks at the quotient of an iteration that does not exist.
     active: Option<Val>,
-    /// Smallest magnitude of a dividend as twice its bits less one: zeros, which are safe, come last.
-    dividends: Val,
+    /// Magnitudes of dividends.
+    sizes: Vec<Val>,
+    /// The same as twice their bits less one: zeros, which are safe, come last.
+    small: Vec<Val>,
     divisors: Vec<Val>,
-    /// Zeros, unless a quotient is not finite: its dividend was not or was too large, or an operand is no number. Several,
-    /// so that no long chain of instructions comes of it.
-    quotients: [Val; 4],
-    /// Divisions so far.
-    count: usize,
 }
 
 impl Check {
-    fn new(b: &mut Builder, active: Option<Val>) -> Check {
-        Check { active, dividends: b.c32(-1), divisors: Vec::new(), quotients: [b.f32(0.0); 4], count: 0 }
-    }
-
-    fn add(&mut self, b: &mut Builder, x: Val, y: Val, q: Val) {
-        let (bits, one, zero) = (b.bits(Ty::B32, x), b.c32(1), b.f32(0.0));
+    fn add(&mut self, b: &mut Builder, x: Val, y: Val) {
+        let (bits, one) = (b.bits(Ty::B32, x), b.c32(1));
         let twice = b.bin(Bin::Shl, Num::B32, bits, one);
-        let size = b.sub(Num::S32, twice, one);
-        self.dividends = b.bin(Bin::Min, Num::U32, self.dividends, size);
+        self.small.push(b.sub(Num::S32, twice, one));
+        self.sizes.push(b.un(Un::Abs, Num::F32, x));
         if !self.divisors.contains(&y) {
             self.divisors.push(y);
         }
-        let sum = &mut self.quotients[self.count % 4];
-        *sum = b.mad(Num::F32, q, zero, *sum);
-        self.count += 1;
     }
 
-    /// True if an operand was extreme.
+    /// True if an operand was extreme. One that is no number is not: its quotient is none by either way.
     fn finish(self, b: &mut Builder) -> Val {
-        let (lo, hi, zero) = (b.f32(RANGE.0), b.f32(RANGE.1), b.f32(0.0));
+        let (lo, hi) = (b.f32(RANGE.0), b.f32(RANGE.1));
         let smallest = b.c32(i64::from(2 * RANGE.0.to_bits() - 1));
-        let mut safe = b.setp(Cmp::Ge, Num::U32, self.dividends, smallest);
-        let quotients = self.quotients.into_iter().reduce(|x, y| b.add(Num::F32, x, y)).unwrap_or(zero);
-        let finite = b.setp(Cmp::Eq, Num::F32, quotients, zero);
-        safe = b.and(safe, finite);
-        for (extremum, cmp, limit) in [(Bin::Min, Cmp::Ge, lo), (Bin::Max, Cmp::Le, hi)] {
-            let last = self.divisors.iter().copied().reduce(|x, y| b.bin(extremum, Num::F32, x, y));
-            if let Some(y) = last {
-                let inside = b.setp(cmp, Num::F32, y, limit);
-                safe = b.and(safe, inside);
-            }
+        let mut safe = b.pred(true);
+        for (of, extremum, num, cmp, limit) in [
+            (&self.small, Bin::Min, Num::U32, Cmp::Ge, smallest),
+            (&self.sizes, Bin::Max, Num::F32, Cmp::Le, hi),
+            (&self.divisors, Bin::Min, Num::F32, Cmp::Ge, lo),
+            (&self.divisors, Bin::Max, Num::F32, Cmp::Le, hi),
+        ] {
+            let last = extreme(b, extremum, num, of);
+            let inside = b.setp(cmp, num, last, limit);
+            safe = b.and(safe, inside);
         }
         let extreme = b.not(safe);
         match self.active {
             Some(active) => b.and(extreme, active),
             None => extreme,
+        }
+    }
+}
+
+/// The least or greatest of some values, pair by pair, so that the chain of instructions is short.
+fn extreme(b: &mut Builder, op: Bin, num: Num, of: &[Val]) -> Val {
+    match of {
+        [one] => *one,
+        _ => {
+            let (left, right) = of.split_at(of.len() / 2);
+            let (left, right) = (extreme(b, op, num, left), extreme(b, op, num, right));
+            b.bin(op, num, left, right)
         }
     }
 }

@@ -184,7 +184,9 @@ impl Lowerer<'_> {
             // The lane whose element it was goes on to its second, or looks for two more.
             let was_mine = self.b.setp(Cmp::Eq, Num::B32, first_position, position);
             let next = [second_key, second_position, none, none];
-            for ((var, next), now) in vars.iter().zip(next).zip([first_key, first_position, second_key, second_position]) {
+            for ((var, next), now) in
+                vars.iter().zip(next).zip([first_key, first_position, second_key, second_position])
+            {
                 let x = self.b.selp(was_mine, next, now);
                 self.b.set(*var, x);
             }
