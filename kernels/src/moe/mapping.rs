@@ -65,10 +65,11 @@ pub fn get_fused_mapping<I: Int>(
     // How many pairs of each expert earlier blocks place, and how many there are from this block's on.
     let counts = t.shared::<i32, 2>([2, experts]);
     t.clear(counts);
+    let some = t.fragment::<I, 2>([counted, k]);
     for step in t.serial(tokens.ceil_div(counted)) {
+        t.copy(ids.at((step * counted, 0)), some);
         for (i, j) in t.parallel((counted, k)) {
-            let token = step * counted + i;
-            let id = ids[(token, j)].to_index();
+            let (token, id) = (step * counted + i, some[(i, j)].to_index());
             if token < tokens && id >= 0 && id < experts {
                 counts.atomic_add((select(token < first, 0, 1), id), 1);
             }
