@@ -136,6 +136,7 @@ pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<
         let lower::Lowered { mut kernel, mut explain } = lower::lower(&func, opts)?;
         passes::combine::run(&mut kernel);
         passes::dce::run(&mut kernel);
+        passes::waits::run(&mut kernel);
         shared::plan(&mut kernel, &mut explain);
         let need = kernel.shared_bytes;
         if need <= have {

@@ -19,7 +19,7 @@ pub struct MixNormConfig {
 }
 
 impl MixNormConfig {
-    pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 8, threads: 128 };
+    pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 16, threads: 128 };
 }
 
 /// Reciprocal root mean square of a state of `width` elements whose squares sum to `square_sum`.

@@ -1,7 +1,7 @@
 //! The router: scores of all experts, the k best by biased score, their normalised weights.
 
 use super::problem::{RouterProblem, id_type};
-use super::score::{Scorer, Scoring, normalize};
+use super::score::{Scorer, Scoring, lanes, slot_sum};
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::TuneValue;
 use zellige::prelude::*;
@@ -50,13 +50,16 @@ pub fn gate<I: Int>(
     let (best, chosen) = (t.fragment::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
     t.topk(keys, best, chosen);
     let scores = t.shared::<f32, 2>([rows, k]);
-    for (i, j) in t.parallel((rows, k)) {
-        scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].to_index())]);
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        if j < k {
+            scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].to_index())]);
+        }
     }
-    normalize(t, scores);
-    for (i, j) in t.parallel((rows, k)) {
-        ids[(first + i, j)] = chosen[(i, j)].cast::<I>();
-        weights[(first + i, j)] = scores[(i, j)] * route_scale;
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        if j < k {
+            ids[(first + i, j)] = chosen[(i, j)].cast::<I>();
+            weights[(first + i, j)] = scores[(i, j)] / slot_sum(scores, i) * route_scale;
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use zellige::prelude::*;
 use zellige::{ScanOp, TuneValue};
 use zellige_ir::DType;
 
+/// Such reads that are on their way at once.
+const STAGES: usize = 3;
+
 /// Bits of a word.
 const WORD: usize = 32;
 
@@ -23,7 +26,7 @@ pub struct MappingConfig {
     #[tune(32, 64, 128)]
     pub chunk: usize,
     /// Tokens whose ids are read at once.
-    #[tune(1024, 2048, 4096)]
+    #[tune(512, 1024, 2048)]
     pub counted: usize,
     #[tune(256, 512, 1024)]
     pub threads: usize,
@@ -31,7 +34,7 @@ pub struct MappingConfig {
 
 impl Default for MappingConfig {
     fn default() -> MappingConfig {
-        MappingConfig { alignment: 128, chunk: 64, counted: 2048, threads: 512 }
+        MappingConfig { alignment: 128, chunk: 64, counted: 1024, threads: 512 }
     }
 }
 
@@ -65,8 +68,8 @@ pub fn get_fused_mapping<I: Int>(
     // How many pairs of each expert earlier blocks place, and how many there are from this block's on.
     let counts = t.shared::<i32, 2>([2, experts]);
     t.clear(counts);
-    let some = t.fragment::<I, 2>([counted, k]);
-    for step in t.serial(tokens.ceil_div(counted)) {
+    let some = t.shared::<I, 2>([counted, k]);
+    for step in t.pipelined(tokens.ceil_div(counted), STAGES) {
         t.copy(ids.at((step * counted, 0)), some);
         for (i, j) in t.parallel((counted, k)) {
             let (token, id) = (step * counted + i, some[(i, j)].to_index());

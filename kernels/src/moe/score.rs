@@ -102,17 +102,25 @@ impl Scorer {
     }
 }
 
-/// Divides each row of `weights` by its sum, which starts at 1e-20 and runs in the order of the slots, and returns the sums.
+/// Iterations of a loop over `k` slots of a token that a warp shares among its lanes: what a warp has chosen for a token, it
+/// works on without waiting for others.
+pub fn lanes(k: usize) -> usize {
+    k.next_multiple_of(32)
+}
+
+/// The sum of row `i` of `weights`, which starts at 1e-20 and runs in the order of the slots.
+#[track_caller]
+pub fn slot_sum(weights: Shared<f32, 2>, i: Idx) -> Expr<f32> {
+    (0..weights.shape()[1]).fold(lit::<f32>(1e-20), |sum, j| sum + weights[(i, j)])
+}
+
+/// Divides each row of `weights` by its sum, and returns the sums.
 #[tile]
 pub fn normalize(t: T, weights: Shared<f32, 2>) -> Fragment<f32, 1> {
     let [rows, k] = weights.shape();
     let sums = t.fragment::<f32, 1>([rows]);
     for i in t.parallel(rows) {
-        let mut sum = lit::<f32>(1e-20);
-        for j in 0..k {
-            sum = sum + weights[(i, j)];
-        }
-        sums[i] = sum;
+        sums[i] = slot_sum(weights, i);
     }
     for (i, j) in t.parallel((rows, k)) {
         weights[(i, j)] /= sums[i];

@@ -92,7 +92,7 @@ impl LibraryKernel for Entry {
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         match scale {
-            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300)],
+            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300), case(300, 40)],
             Scale::Representative => vec![case(128, 7168)],
             Scale::Full => vec![case(1024, 4096), case(64, 512)],
         }

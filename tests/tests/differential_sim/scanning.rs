@@ -17,7 +17,7 @@ pub fn scanning(shape: [usize; 2], along: usize, threads: usize) -> Func {
     k.copy(x_w, from_w.clone());
     for (out, (op, (reverse, exclusive))) in outs.into_iter().zip(ways) {
         let (src, dst) = (from_w.clone(), to_w.clone());
-        k.line().append(OpKind::Scan { op, src, dst, axis: along, reverse, exclusive });
+        k.line().append(OpKind::Scan { op, src, dst, axis: along as u32, reverse, exclusive });
         let out_w = k.whole(out);
         k.copy(to_w.clone(), out_w);
     }
