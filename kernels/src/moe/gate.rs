@@ -51,14 +51,16 @@ pub fn gate<I: Int>(
     t.topk(keys, best, chosen);
     let scores = t.shared::<f32, 2>([rows, k]);
     for (i, j) in t.parallel((rows, lanes(k))) {
+        let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].to_index())]);
         if j < k {
-            scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].to_index())]);
+            scores[(i, j)] = score;
         }
     }
     for (i, j) in t.parallel((rows, lanes(k))) {
+        let weight = scores[(i, j.min(k - 1))] / slot_sum(scores, i) * route_scale;
         if j < k {
             ids[(first + i, j)] = chosen[(i, j)].cast::<I>();
-            weights[(first + i, j)] = scores[(i, j)] / slot_sum(scores, i) * route_scale;
+            weights[(first + i, j)] = weight;
         }
     }
 }

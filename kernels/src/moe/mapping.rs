@@ -10,9 +10,6 @@ use zellige::prelude::*;
 use zellige::{ScanOp, TuneValue};
 use zellige_ir::DType;
 
-/// Such reads that are on their way at once.
-const STAGES: usize = 3;
-
 /// Bits of a word.
 const WORD: usize = 32;
 
@@ -68,11 +65,10 @@ pub fn get_fused_mapping<I: Int>(
     // How many pairs of each expert earlier blocks place, and how many there are from this block's on.
     let counts = t.shared::<i32, 2>([2, experts]);
     t.clear(counts);
-    let some = t.shared::<I, 2>([counted, k]);
-    for step in t.pipelined(tokens.ceil_div(counted), STAGES) {
-        t.copy(ids.at((step * counted, 0)), some);
+    for step in t.serial(tokens.ceil_div(counted)) {
         for (i, j) in t.parallel((counted, k)) {
-            let (token, id) = (step * counted + i, some[(i, j)].to_index());
+            let token = step * counted + i;
+            let id = ids[(token, j)].to_index();
             if token < tokens && id >= 0 && id < experts {
                 counts.atomic_add((select(token < first, 0, 1), id), 1);
             }

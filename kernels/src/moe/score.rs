@@ -103,7 +103,7 @@ impl Scorer {
 }
 
 /// Iterations of a loop over `k` slots of a token that a warp shares among its lanes: what a warp has chosen for a token, it
-/// works on without waiting for others.
+/// works on without waiting for others. Lanes without a slot do as the last one does.
 pub fn lanes(k: usize) -> usize {
     k.next_multiple_of(32)
 }

@@ -139,8 +139,9 @@ pub fn top2_sum_gate<I: Int>(
     }
     let scores = t.shared::<f32, 2>([rows, k]);
     for (i, j) in t.parallel((rows, lanes(k))) {
+        let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].max(0).to_index())]);
         if j < k {
-            scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].max(0).to_index())]);
+            scores[(i, j)] = score;
         }
     }
 
@@ -160,8 +161,9 @@ pub fn top2_sum_gate<I: Int>(
         weights[(token, slot)] = select(routed, weight, 0.0);
     };
     for (i, j) in t.parallel((rows, lanes(k))) {
+        let weight = scores[(i, j.min(k - 1))] / slot_sum(scores, i) * route_scale;
         if j < k {
-            route(i, j, chosen[(i, j)], scores[(i, j)] / slot_sum(scores, i) * route_scale);
+            route(i, j, chosen[(i, j)], weight);
             let routed = if cfg.masked { live[first + i] } else { Expr::from(true) };
             logical[(first + i, j)] = select(routed, chosen[(i, j)], -1).cast::<I>();
         }

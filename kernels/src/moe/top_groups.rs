@@ -25,7 +25,7 @@ pub struct GroupConfig {
 
 impl Default for GroupConfig {
     fn default() -> GroupConfig {
-        GroupConfig { sum_top: 2, tokens: 16, threads: 128 }
+        GroupConfig { sum_top: 2, tokens: 8, threads: 256 }
     }
 }
 

@@ -10,7 +10,7 @@ use zellige::prelude::*;
 use zellige_ir::DType;
 
 /// Ids that a thread reads at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 4;
 
 /// Tile sizes of [`token_order`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]

@@ -39,7 +39,7 @@ impl Network {
     pub fn cycles(&self, threads: usize, lines: usize) -> usize {
         let passes: u32 = (self.width + 1..=self.bits).map(|m| m.div_ceil(self.width)).sum();
         let turns = self.groups(lines).div_ceil(threads);
-        (passes as usize + 2) * (300 + 30 * (turns << self.width))
+        (passes as usize + 2) * (100 + 10 * (turns << self.width))
     }
 
     /// Groups of records that are handled together.

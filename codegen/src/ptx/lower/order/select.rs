@@ -12,7 +12,7 @@ use zellige_ir::layout::WARP;
 
 /// Elements of a line that a lane holds at most.
 const MAX_HELD: usize = 32;
-/// Records that are found one after the other at most by shuffles, all in a row of code.
+/// Records that are found one after the other at most.
 const MAX_FOUND: usize = 16;
 
 /// How lines are dealt out.
@@ -30,19 +30,18 @@ pub struct Plan {
 pub fn plan(threads: usize, lines: usize, n: usize, k: usize, wide: bool, limit: usize) -> Option<Plan> {
     let spare = 1 << (threads / lines.max(1)).clamp(1, WARP).ilog2();
     let lanes = n.div_ceil(MAX_HELD).next_power_of_two().max(spare).min(n.next_power_of_two());
-    if lanes > WARP {
+    if lanes > WARP || k > MAX_FOUND {
         return None;
     }
     let held = n.div_ceil(lanes);
     // A comparison of registers, and one with another lane.
     let (compared, exchanged) = (6 * held, 40 * lanes.ilog2() as usize);
     let turns = lines.div_ceil(threads / lanes);
-    let by_shuffles = if k > MAX_FOUND { usize::MAX } else { turns * k * (compared + exchanged) };
+    let by_shuffles = turns * k * (compared + exchanged);
     // The two first elements of a lane, once and now and then again, and two reductions for each result.
     let held_by_warp = n.div_ceil(WARP);
-    let by_redux =
-        if wide || k > WARP { usize::MAX } else { lines.div_ceil(threads / WARP) * (14 * held_by_warp + 80 * k) };
-    if by_redux < by_shuffles && by_redux <= limit {
+    let by_redux = lines.div_ceil(threads / WARP) * (14 * held_by_warp + 80 * k);
+    if !wide && by_redux < by_shuffles && by_redux <= limit {
         return Some(Plan { lanes: WARP, held: held_by_warp, by_redux: true });
     }
     (by_shuffles <= limit).then_some(Plan { lanes, held, by_redux: false })
@@ -164,45 +163,43 @@ impl Lowerer<'_> {
             .collect();
         let lane_val = index::to_val(&mut self.b, lane, Ty::B32);
         let [first, second] = self.first_two(&mine, None);
-        let vars = [first.key, first.position, second.key, second.position, none].map(|x| {
+        let vars = [first.key, first.position, second.key, second.position].map(|x| {
             let var = self.b.new_var(Ty::B32);
             self.b.set(var, x);
             var
         });
-        let number = self.b.begin_for(Ty::B32);
-        let [first_key, first_position, second_key, second_position, kept] = vars.map(|var| self.b.get(var));
-        let key = self.b.redux(Bin::Min, Num::U32, first_key);
-        let is_least = self.b.setp(Cmp::Eq, Num::B32, first_key, key);
-        let position = self.b.selp(is_least, first_position, none);
-        let position = self.b.redux(Bin::Min, Num::U32, position);
-        // The lane whose element it was goes on to its second, or looks for two more.
-        let was_mine = self.b.setp(Cmp::Eq, Num::B32, first_position, position);
-        let keeps = self.b.setp(Cmp::Eq, Num::B32, lane_val, number);
-        let next = [
-            (was_mine, second_key),
-            (was_mine, second_position),
-            (was_mine, none),
-            (was_mine, none),
-            (keeps, position),
-        ];
-        let now = [first_key, first_position, second_key, second_position, kept];
-        for ((var, (changes, next)), now) in vars.iter().zip(next).zip(now) {
-            let x = self.b.selp(changes, next, now);
-            self.b.set(*var, x);
-        }
-        let no_second = self.b.setp(Cmp::Eq, Num::B32, second_position, none);
-        let looks = self.b.and(was_mine, no_second);
-        let looked = self.branch_on(Some(looks), &mut |l| {
-            let [first, second] = l.first_two(&mine, Some(Entry { key, position }));
-            for (var, x) in vars.iter().zip([first.key, first.position, second.key, second.position]) {
-                l.b.set(*var, x);
+        let mut kept = none;
+        for j in 0..k {
+            let [first_key, first_position, second_key, second_position] = vars.map(|var| self.b.get(var));
+            let key = self.b.redux(Bin::Min, Num::U32, first_key);
+            let is_least = self.b.setp(Cmp::Eq, Num::B32, first_key, key);
+            let position = self.b.selp(is_least, first_position, none);
+            let position = self.b.redux(Bin::Min, Num::U32, position);
+            let number = self.b.c32(j as i64);
+            let keeps = self.b.setp(Cmp::Eq, Num::B32, lane_val, number);
+            kept = self.b.selp(keeps, position, kept);
+            if j + 1 == k {
+                break;
             }
-            Ok(())
-        });
-        let (lo, hi, one) = (self.b.c32(0), self.b.c32(k as i64), self.b.c32(1));
-        self.b.end_for(number, lo, hi, one, true);
-        looked?;
-        let kept = self.b.get(vars[4]);
+            // The lane whose element it was goes on to its second, or looks for two more.
+            let was_mine = self.b.setp(Cmp::Eq, Num::B32, first_position, position);
+            let next = [second_key, second_position, none, none];
+            for ((var, next), now) in
+                vars.iter().zip(next).zip([first_key, first_position, second_key, second_position])
+            {
+                let x = self.b.selp(was_mine, next, now);
+                self.b.set(*var, x);
+            }
+            let no_second = self.b.setp(Cmp::Eq, Num::B32, second_position, none);
+            let looks = self.b.and(was_mine, no_second);
+            self.branch_on(Some(looks), &mut |l| {
+                let [first, second] = l.first_two(&mine, Some(Entry { key, position }));
+                for (var, x) in vars.iter().zip([first.key, first.position, second.key, second.position]) {
+                    l.b.set(*var, x);
+                }
+                Ok(())
+            })?;
+        }
         let inside = index::in_bounds(&mut self.b, lane, Idx::constant(k as i64));
         let guard = self.b.and_guard(inside, live);
         found(self, line, lane, kept, guard)
