@@ -6,11 +6,14 @@
 mod kernels;
 #[path = "differential_sim/ordering.rs"]
 mod ordering;
+#[path = "differential_sim/scanning.rs"]
+mod scanning;
 
 use kernels::Gemm;
 use ordering::{Ordering, ordering};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use scanning::scanning;
 use std::cell::Cell;
 use zellige_codegen::ptx::{Arch, PtxOptions};
 use zellige_ir::interp::{Arg, Interpreter, TensorArg};
@@ -204,6 +207,38 @@ fn divisions_side_by_side_are_exact() {
             (r.next() - 0.5).signum() * size * 2f64.powi(((r.next() * 2.0 - 1.0) * f64::from(scale)) as i32)
         };
         agree(&func, &args(&func, &[], &mut value), &exact);
+    }
+}
+
+/// Alone and beside operands that the short way does not serve, roots are IEEE's.
+#[test]
+fn roots_side_by_side_are_exact() {
+    let func = kernels::roots();
+    let ptx = zellige_codegen::ptx::compile(&func, &targets()[0]).unwrap().ptx;
+    assert!(ptx.contains("rsqrt.approx"), "{ptx}");
+    let mut r = Numbers(7);
+    let special = [0.0, -0.0, f64::INFINITY, f64::NAN, -1.0, 1e-45, 3e38, 1.17549435e-38, 1.0, 0.99999994];
+    for (scale, often) in [(1, 0), (1, 40), (60, 0), (126, 7)] {
+        let mut value = |_: &str, _: DType, _: usize| {
+            if often > 0 && r.next() * f64::from(often) < 1.0 {
+                return special[(r.next() * special.len() as f64) as usize];
+            }
+            let size = 1.0 + (r.next() * f64::from(1 << 23)).floor() / f64::from(1 << 23);
+            size * 2f64.powi(((r.next() * 2.0 - 1.0) * f64::from(scale)) as i32)
+        };
+        agree(&func, &args(&func, &[], &mut value), &exact);
+    }
+}
+
+/// Lines of fewer elements than lanes, of some for each lane, and of so many that lanes take several turns.
+#[test]
+fn scans_of_every_length() {
+    let mut r = Numbers(10);
+    for (shape, along, threads) in
+        [([3, 1], 1, 32), ([5, 31], 1, 64), ([2, 70], 1, 128), ([384, 1], 0, 128), ([1, 600], 1, 64), ([97, 3], 0, 64)]
+    {
+        let func = scanning(shape, along, threads);
+        agree(&func, &args(&func, &[], &mut |_, _, _| (r.next() * 200.0 - 100.0).floor()), &exact);
     }
 }
 

@@ -137,6 +137,7 @@ pub fn simt_kernel(func: &Func, opts: &PtxOptions) -> Result<(simt::Kernel, Vec<
         passes::combine::run(&mut kernel);
         passes::dce::run(&mut kernel);
         passes::overlap::run(&mut kernel, &mut explain);
+        passes::waits::run(&mut kernel);
         shared::plan(&mut kernel, &mut explain);
         let need = kernel.shared_bytes;
         if need <= have {

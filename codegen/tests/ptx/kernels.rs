@@ -577,6 +577,20 @@ pub fn divisions() -> Func {
     k.finish()
 }
 
+/// out[i, j] = sqrt(x[i, j]): a thread takes several roots, some of rows that do not exist.
+pub fn roots() -> Func {
+    let mut k = K::new("roots");
+    let x = k.tensor("x", DType::F32, &[n(125), n(8)]);
+    let out = k.output("out", DType::F32, &[n(125), n(8)]);
+    k.one_block(64);
+    let ij = k.parallel(&[128, 8]);
+    let v = k.line().load(x, &ij);
+    let root = k.line().unary(UnaryOp::Sqrt, v);
+    k.line().store(out, &ij, root);
+    k.end();
+    k.finish()
+}
+
 /// Scalars of the block: a while loop over shared elements, a conditional, mutable locals.
 pub fn control() -> Func {
     let mut k = K::new("control");
@@ -768,6 +782,7 @@ pub fn all() -> Vec<(String, Func)> {
         histogram(),
         order(),
         divisions(),
+        roots(),
         control(),
         persistent(),
         rarely(),

@@ -151,7 +151,7 @@ impl LibraryKernel for GradEntry {
             Case::new(name, ColumnSumConfig::default(), move |cfg| grad_problem(parts, n, cfg))
         };
         match scale {
-            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300)],
+            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300), case(300, 40)],
             Scale::Representative => vec![case(128, 4 * 7168)],
             Scale::Full => vec![case(64, 4 * 4096)],
         }

@@ -47,7 +47,7 @@ const SLABS: usize = 16;
 const TOKEN_SLABS: usize = 8;
 
 /// Parts that the small sums over tokens are cut into.
-const PARTS: usize = 64;
+const PARTS: usize = 128;
 
 const NORM: MixNormConfig = MixNormConfig::DEFAULT;
 const SPLIT: SplitConfig = SplitConfig { bt: 32, threads: 128 };
@@ -151,8 +151,7 @@ fn sum_of_parts<const R: usize>(
     shape: [usize; R],
 ) -> Result<DeviceTensor<f32, R>, MhcError> {
     let mut sum = DeviceTensor::zeros([parts.shape()[1]])?;
-    let config = ColumnSumConfig { rows: 16, cols: 128, threads: 128 };
-    ColumnSum::new(config).launch(stream, parts, &mut sum)?;
+    ColumnSum::new(ColumnSumConfig::default()).launch(stream, parts, &mut sum)?;
     Ok(sum.reshape(shape)?)
 }
 
@@ -277,14 +276,14 @@ impl MhcLayer {
         let (scale, base) = (&self.scale, &self.base);
         let split = MhcSplit::new(SPLIT);
         split.launch(stream, &mixes, scale, base, &mut pre, &mut post, &mut logits, eps, post_multiplier)?;
-        MhcSinkhorn::new(self.sinkhorn(64)).launch(stream, &logits, &mut comb, eps)?;
+        MhcSinkhorn::new(self.sinkhorn()).launch(stream, &logits, &mut comb, eps)?;
         let mut u = DeviceTensor::zeros([tokens, self.dim])?;
         MhcApply::new(RowsConfig::DEFAULT).launch(stream, x, &pre, &mut u)?;
         Ok((u, Coefficients { raw, square_sum, mixes, pre, post, logits, comb }))
     }
 
-    fn sinkhorn(&self, tokens: usize) -> SinkhornConfig {
-        SinkhornConfig { bt: tokens, threads: tokens, rounds: self.config.rounds }
+    fn sinkhorn(&self) -> SinkhornConfig {
+        SinkhornConfig { bt: 32, threads: 32, rounds: self.config.rounds }
     }
 
     /// The sub-layer's input, `post` and C.
@@ -361,7 +360,7 @@ impl MhcLayer {
         let mut dpre = DeviceTensor::zeros(c.pre.shape())?;
         MhcApplyBackward::new(apply_backward::DEFAULT).launch(stream, x, &c.pre, du, &mut dx, &mut dpre)?;
         let mut dlogits = DeviceTensor::zeros(c.logits.shape())?;
-        MhcSinkhornBackward::new(self.sinkhorn(32)).launch(stream, &c.logits, &dcomb, &mut dlogits, eps)?;
+        MhcSinkhornBackward::new(self.sinkhorn()).launch(stream, &c.logits, &dcomb, &mut dlogits, eps)?;
         let mut dmixes = DeviceTensor::zeros(c.mixes.shape())?;
         let mut dscale = DeviceTensor::zeros([PARTS, 3])?;
         let mut dbase = DeviceTensor::zeros([PARTS, outputs])?;

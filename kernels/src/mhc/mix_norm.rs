@@ -19,7 +19,13 @@ pub struct MixNormConfig {
 }
 
 impl MixNormConfig {
-    pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 8, threads: 128 };
+    pub(super) const DEFAULT: MixNormConfig = MixNormConfig { bt: 16, threads: 128 };
+}
+
+/// Reciprocal root mean square of a state of `width` elements whose squares sum to `square_sum`.
+#[track_caller]
+pub(super) fn rstd(square_sum: Expr<f32>, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
+    (square_sum / width + eps).rsqrt()
 }
 
 /// The slabs of a projection, as [`mhc_mix`](super::mix::mhc_mix) leaves them.
@@ -36,12 +42,6 @@ impl Slabs<'_> {
         self.raw.static_dim(0)
     }
 
-    /// Reciprocal root mean square of a token's state of `width` elements.
-    #[track_caller]
-    pub fn rstd(self, token: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
-        (self.square_sum(token) / width + eps).rsqrt()
-    }
-
     /// Sum of squares of a token's state.
     #[track_caller]
     pub fn square_sum(self, token: Idx) -> Expr<f32> {
@@ -54,10 +54,11 @@ impl Slabs<'_> {
         ordered_sum(self.count(), |s| self.raw[(Idx::from(s), token, o)])
     }
 
-    /// The same under the norm. Every thread sums the squares for itself, while its part of the projection is on its way.
+    /// The same under the norm. Every thread sums the squares for itself, and divides when all it needs is on its way.
     #[track_caller]
     pub fn mix(self, token: Idx, o: Idx, width: Expr<f32>, eps: Expr<f32>) -> Expr<f32> {
-        self.rstd(token, width, eps) * self.projected(token, o)
+        let projected = self.projected(token, o);
+        rstd(self.square_sum(token), width, eps) * projected
     }
 
     /// Fills `mixes` [rows, outputs] for the tokens from `first` on.
@@ -67,6 +68,37 @@ impl Slabs<'_> {
         for (i, o) in t.parallel((rows, outputs)) {
             mixes.store((i, o), self.mix(first + i, o, width, eps));
         }
+    }
+}
+
+/// Slabs of some tokens in shared memory: all of them on their way at once.
+#[derive(Clone, Copy)]
+pub(super) struct StagedSlabs {
+    raw: Shared<f32, 3>,
+    square_sum: Shared<f32, 2>,
+}
+
+impl StagedSlabs {
+    /// Of the `rows` tokens from `first` on.
+    #[track_caller]
+    pub fn new(t: T, slabs: Slabs<'_>, first: Idx, rows: usize) -> StagedSlabs {
+        let (count, outputs) = (slabs.count(), slabs.raw.static_dim(2));
+        let staged = StagedSlabs { raw: t.shared([count, rows, outputs]), square_sum: t.shared([count, rows]) };
+        t.copy(slabs.raw.at((0, first, 0)), staged.raw);
+        t.copy(slabs.square_sum.at((0, first)), staged.square_sum);
+        staged
+    }
+
+    /// Sum of squares of a token's state.
+    #[track_caller]
+    pub fn square_sum(self, i: Idx) -> Expr<f32> {
+        ordered_sum(self.square_sum.shape()[0], |s| self.square_sum[(s, i)])
+    }
+
+    /// Output `o` of a token's projection.
+    #[track_caller]
+    pub fn projected(self, i: Idx, o: Idx) -> Expr<f32> {
+        ordered_sum(self.raw.shape()[0], |s| self.raw[(Idx::from(s), i, o)])
     }
 }
 
@@ -83,9 +115,10 @@ pub fn mhc_mix_norm(
     #[comptime] cfg: MixNormConfig,
 ) {
     let [b] = t.grid([raw.dim(1).ceil_div(cfg.bt)], cfg.threads);
-    let tile = t.shared::<f32, 2>([cfg.bt, raw.static_dim(2)]);
-    Slabs { raw, square_sum }.normalize(t, b * cfg.bt, width, eps, tile);
-    t.copy(tile, mixes.at((b * cfg.bt, 0)));
+    let slabs = StagedSlabs::new(t, Slabs { raw, square_sum }, b * cfg.bt, cfg.bt);
+    for (i, o) in t.parallel((cfg.bt, raw.static_dim(2))) {
+        mixes[(b * cfg.bt + i, o)] = rstd(slabs.square_sum(i), width, eps) * slabs.projected(i, o);
+    }
 }
 
 /// The normalised mixes of tokens, each given by its [SLABS, outputs] projections and [SLABS] sums of squares; f64.

@@ -1,6 +1,6 @@
 //! The gradient of the projection's norm.
 
-use super::mix_norm::{MixNormConfig, Slabs};
+use super::mix_norm::{MixNormConfig, Slabs, StagedSlabs, rstd};
 use super::problem::{EPS, Entry, F32, SLABS, Shape, at, check, problem, scalar, tokens, total};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
@@ -23,22 +23,24 @@ pub fn mhc_mix_norm_backward(
     #[comptime] cfg: MixNormConfig,
 ) {
     let (bt, outputs) = (cfg.bt, raw.static_dim(2));
-    let slabs = Slabs { raw, square_sum };
     let [b] = t.grid([raw.dim(1).ceil_div(bt)], cfg.threads);
-    let (r, dots) = (t.shared::<f32, 1>([bt]), t.shared::<f32, 1>([bt]));
+    let slabs = StagedSlabs::new(t, Slabs { raw, square_sum }, b * bt, bt);
+    let [r, squares, dots] = [(); 3].map(|()| t.shared::<f32, 1>([bt]));
     let products = t.fragment::<f32, 2>([bt, outputs]);
-    for i in t.parallel(bt) {
-        r[i] = slabs.rstd(b * bt + i, width, eps);
-    }
     for (i, o) in t.parallel((bt, outputs)) {
         let token = b * bt + i;
-        let g = dmixes[(token, o)];
-        draw[(token, o)] = r[i] * g;
-        products[(i, o)] = g * slabs.projected(token, o);
+        let (g, projected, square_sum) = (dmixes[(token, o)], slabs.projected(i, o), slabs.square_sum(i));
+        let rstd = rstd(square_sum, width, eps);
+        draw[(token, o)] = rstd * g;
+        products[(i, o)] = g * projected;
+        if o == 0 {
+            r[i] = rstd;
+            squares[i] = square_sum;
+        }
     }
     t.reduce_sum(products, dots, 1);
     for i in t.parallel(bt) {
-        let biased = slabs.square_sum(b * bt + i) + eps * width;
+        let biased = squares[i] + eps * width;
         dsquare_sum[b * bt + i] = -0.5 * r[i] / biased * dots[i];
     }
 }

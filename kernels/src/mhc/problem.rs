@@ -16,7 +16,7 @@ pub(super) const EPS: f32 = 1e-6;
 /// V4's factor on `post`.
 pub(super) const POST_MULTIPLIER: f32 = 2.0;
 /// Parts that the cases split sums over tokens into.
-pub(super) const PARTS: usize = 64;
+pub(super) const PARTS: usize = 128;
 /// Slabs of tokens that the cases split the gradient by phi into: few, for each is as large as phi.
 pub(super) const TOKEN_SLABS: usize = 8;
 /// Slabs that the cases split the projection's sum into.

@@ -64,7 +64,7 @@ pub const ENTRY: Entry<SinkhornConfig> = Entry {
         tolerance: "abs 1e-5 + rel 1.3e-6",
         source: "V4 specification 2.1 step 3, appendix d 3",
     },
-    config: SinkhornConfig { bt: 64, threads: 64, rounds: 20 },
+    config: SinkhornConfig { bt: 32, threads: 32, rounds: 20 },
     small: &[SinkhornConfig { bt: 8, threads: 32, rounds: 20 }],
     shapes: Shape::of,
     kernel: |cfg| Box::new(MhcSinkhorn::new(cfg)),

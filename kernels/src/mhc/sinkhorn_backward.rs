@@ -2,14 +2,15 @@
 
 use super::problem::{EPS, Entry, F32, Shape, check, problem, scalar, tokens};
 use super::sinkhorn::SinkhornConfig;
-use super::token::{Axis, Matrix, State};
+use super::token::{Axis, Matrix, State, reciprocal};
 use crate::inputs::{Inputs, output};
 use crate::library::{Family, Info, Problem, ProblemError, Value};
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// From the gradient of the matrix to that of its logits. The `2 rounds - 1` steps are computed anew, every matrix on the way
-/// kept, and undone last to first by `dx = (dy - sum dy y) / (sum x + eps)`; then the softmax.
+/// From the gradient of the matrix to that of its logits. The `2 rounds - 1` steps are computed anew, the matrix after each and
+/// the reciprocals of what it divides by are kept, and undone last to first by `dx = (dy - sum dy y) / (sum x + eps)`; then the
+/// softmax.
 #[kernel(static_dims(n))]
 pub fn mhc_sinkhorn_backward(
     t: T,
@@ -21,34 +22,36 @@ pub fn mhc_sinkhorn_backward(
 ) {
     let (n, rounds) = (logits.static_dim(1), cfg.rounds);
     let [b] = t.grid([logits.dim(0).ceil_div(cfg.bt)], cfg.threads);
-    // The matrix before each step and the last one, tokens side by side. Columns come first and last: after a step of columns
-    // the number is odd.
-    let states = t.shared::<f32, 3>([2 * rounds, n * n, cfg.bt]);
+    // Step by step, tokens side by side. Columns come first and last: after a step of columns the number is even.
+    let states = t.shared::<f32, 3>([2 * rounds - 1, n * n, cfg.bt]);
+    let reciprocals = t.shared::<f32, 3>([2 * rounds - 1, n, cfg.bt]);
     for i in t.parallel(cfg.bt) {
         let token = b * cfg.bt + i;
-        let keep = |step: Idx, c: &Matrix| c.for_each(|j, k, c| states.store((step, j * n + k, i), c));
-        let kept = |step: Idx| Matrix::from_fn(n, |j, k| states[(step, j * n + k, i)]);
+        let step = |number: Idx, x: &Matrix, axis: Axis| {
+            let divisors = x.divisors(axis, eps);
+            let y = x.divided(axis, &divisors);
+            divisors.iter().enumerate().for_each(|(l, d)| reciprocals.store((number, l, i), reciprocal(*d)));
+            y.for_each(|j, k, c| states.store((number, j * n + k, i), c));
+            y
+        };
+        let undone = |number: Idx, d: &Matrix, axis: Axis| {
+            let y = Matrix::from_fn(n, |j, k| states[(number, j * n + k, i)]);
+            let reciprocals: Vec<_> = (0..n).map(|l| reciprocals[(number, l, i)]).collect();
+            d.normalized_backward(&y, &reciprocals, axis)
+        };
         let softmax = Matrix::from_fn(n, |j, k| logits[(token, j, k)]).softmax();
-        let start = softmax.plus(eps);
-        keep(lit(0), &start);
-        let columns = start.normalized(Axis::Column, eps);
-        keep(lit(1), &columns);
-        let c = State::new(t, &columns);
+        let c = State::new(t, &step(lit(0), &softmax.plus(eps), Axis::Column));
         for round in t.serial(rounds - 1) {
-            let rows = c.get().normalized(Axis::Row, eps);
-            keep(round * 2 + 2, &rows);
-            let columns = rows.normalized(Axis::Column, eps);
-            keep(round * 2 + 3, &columns);
-            c.set(&columns);
+            let rows = step(round * 2 + 1, &c.get(), Axis::Row);
+            c.set(&step(round * 2 + 2, &rows, Axis::Column));
         }
         let d = State::new(t, &Matrix::from_fn(n, |j, k| dcomb[(token, j, k)]));
         for round in t.serial(rounds - 1) {
-            let after = lit::<index>(2 * rounds - 1) - round * 2;
-            let (before, between) = (kept(after - 2), kept(after - 1));
-            let rows = d.get().normalized_backward(&between, &kept(after), Axis::Column, eps);
-            d.set(&rows.normalized_backward(&before, &between, Axis::Row, eps));
+            let last = lit::<index>(2 * rounds - 2) - round * 2;
+            let rows = undone(last, &d.get(), Axis::Column);
+            d.set(&undone(last - 1, &rows, Axis::Row));
         }
-        let d = d.get().normalized_backward(&kept(lit(0)), &kept(lit(1)), Axis::Column, eps);
+        let d = undone(lit(0), &d.get(), Axis::Column);
         d.softmax_backward(&softmax).for_each(|j, k, d| dlogits.store((token, j, k), d));
     }
 }

@@ -68,27 +68,27 @@ pub fn mhc_split_backward(
     #[comptime] cfg: SplitConfig,
 ) {
     let (bt, n, parts) = (cfg.bt, dpre.static_dim(1), dscale.static_dim(0));
+    let outputs = n * (2 + n);
     let [part] = t.grid([parts], cfg.threads);
-    let sums = ParameterSums::new(t, bt, n * (2 + n));
+    let sums = ParameterSums::new(t, bt, outputs);
     let [s_pre, s_post, s_comb] = [scale[0usize], scale[1usize], scale[2usize]];
     for step in t.serial(mixes.dim(0).ceil_div(bt).ceil_div(parts)) {
         let first = (step * parts + part) * bt;
-        for (i, j) in t.parallel((bt, n)) {
-            let (token, o) = (first + i, j + n);
-            let m = mixes[(token, j)];
-            let d = dpre[(token, j)] * Affine { scale: s_pre, base: base[j] }.slope(m);
-            dmixes[(token, j)] = d * s_pre;
-            sums.add(i, j, d, m);
-            let m = mixes[(token, o)];
-            let d = dpost[(token, j)] * (post_multiplier * Affine { scale: s_post, base: base[o] }.slope(m));
-            dmixes[(token, o)] = d * s_post;
+        for (i, o) in t.parallel((bt, outputs)) {
+            let token = first + i;
+            let of = |pre: Expr<f32>, post: Expr<f32>, comb: Expr<f32>| {
+                select(cmp::lt(&o, &n), pre, select(cmp::lt(&o, &(2 * n)), post, comb))
+            };
+            let (post, comb) = ((o - n).max(0), (o - 2 * n).max(0));
+            let (m, s) = (mixes[(token, o)], of(s_pre, s_post, s_comb));
+            let slope = Affine { scale: s, base: base[o] }.slope(m);
+            let d = of(
+                dpre[(token, o)] * slope,
+                dpost[(token, post)] * (post_multiplier * slope),
+                dcomb[(token, comb / n, comb % n)],
+            );
+            dmixes[(token, o)] = d * s;
             sums.add(i, o, d, m);
-        }
-        for (i, j, k) in t.parallel((bt, n, n)) {
-            let (token, o) = (first + i, j * n + k + 2 * n);
-            let d = dcomb[(token, j, k)];
-            dmixes[(token, o)] = d * s_comb;
-            sums.add(i, o, d, mixes[(token, o)]);
         }
     }
     sums.write(t, part, &[0..n, n..2 * n, 2 * n..n * (2 + n)], dscale, dbase);

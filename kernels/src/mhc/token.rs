@@ -9,6 +9,15 @@ pub(super) fn ordered_sum(count: usize, term: impl Fn(usize) -> Expr<f32>) -> Ex
     (1..count).fold(term(0), |sum, i| sum + term(i))
 }
 
+/// The reciprocal of a positive number neither very large nor very small, within a unit in the last place: one step of
+/// Newton's iteration, which a division by the same number shares.
+#[track_caller]
+pub(super) fn reciprocal(x: Expr<f32>) -> Expr<f32> {
+    let guess = x.fast_recip();
+    let error = (-x).mul_add(guess, 1.0);
+    guess.mul_add(error, guess)
+}
+
 /// `sum_j weight_j x_j` in the order of `j`, one fused multiply-add for each.
 #[track_caller]
 pub(super) fn weighted_sum(weights: &[Expr<f32>], x: impl Fn(usize) -> Expr<f32>) -> Expr<f32> {
@@ -109,20 +118,30 @@ impl Matrix {
         Matrix::from_fn(self.n, |j, k| f(self.at(j, k), line[if axis == Axis::Row { j } else { k }]))
     }
 
+    /// What a step divides each line by: its sum plus eps.
+    #[track_caller]
+    pub fn divisors(&self, axis: Axis, eps: Expr<f32>) -> Vec<Expr<f32>> {
+        self.sums(axis).into_iter().map(|s| s + eps).collect()
+    }
+
+    /// Each line divided by its divisor.
+    #[track_caller]
+    pub fn divided(&self, axis: Axis, divisors: &[Expr<f32>]) -> Matrix {
+        self.zip_lines(axis, divisors, |c, divisor| c / divisor)
+    }
+
     /// Each line divided by its sum plus eps.
     #[track_caller]
     pub fn normalized(&self, axis: Axis, eps: Expr<f32>) -> Matrix {
-        let sums: Vec<_> = self.sums(axis).into_iter().map(|s| s + eps).collect();
-        self.zip_lines(axis, &sums, |c, sum| c / sum)
+        self.divided(axis, &self.divisors(axis, eps))
     }
 
-    /// The gradient before a step `y = x.normalized(axis, eps)` from the gradient after it:
-    /// `(dy - sum dy y) / (sum x + eps)` along each line.
+    /// The gradient before a step `y = x.divided(axis, divisors)` from the gradient after it, given the divisors'
+    /// reciprocals: `(dy - sum dy y) / divisor` along each line.
     #[track_caller]
-    pub fn normalized_backward(&self, x: &Matrix, y: &Matrix, axis: Axis, eps: Expr<f32>) -> Matrix {
-        let sums: Vec<_> = x.sums(axis).into_iter().map(|s| s + eps).collect();
+    pub fn normalized_backward(&self, y: &Matrix, reciprocals: &[Expr<f32>], axis: Axis) -> Matrix {
         let dots = self.times(y).sums(axis);
-        self.zip_lines(axis, &dots, |d, dot| d - dot).zip_lines(axis, &sums, |d, sum| d / sum)
+        self.zip_lines(axis, &dots, |d, dot| d - dot).zip_lines(axis, reciprocals, |d, r| d * r)
     }
 
     /// The gradient before `y = x.softmax()` from the gradient after it.

@@ -1,7 +1,7 @@
 //! The router: scores of all experts, the k best by biased score, their normalised weights.
 
 use super::problem::{RouterProblem, id_type};
-use super::score::{Scorer, Scoring, normalize};
+use super::score::{Scorer, Scoring, lanes, slot_sum};
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::TuneValue;
 use zellige::prelude::*;
@@ -20,7 +20,7 @@ pub struct GateConfig {
 
 impl Default for GateConfig {
     fn default() -> GateConfig {
-        GateConfig { scoring: Scoring::SqrtSoftplus, tokens: 8, threads: 128 }
+        GateConfig { scoring: Scoring::SqrtSoftplus, tokens: 4, threads: 128 }
     }
 }
 
@@ -50,13 +50,18 @@ pub fn gate<I: Int>(
     let (best, chosen) = (t.fragment::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
     t.topk(keys, best, chosen);
     let scores = t.shared::<f32, 2>([rows, k]);
-    for (i, j) in t.parallel((rows, k)) {
-        scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].to_index())]);
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].to_index())]);
+        if j < k {
+            scores[(i, j)] = score;
+        }
     }
-    normalize(t, scores);
-    for (i, j) in t.parallel((rows, k)) {
-        ids[(first + i, j)] = chosen[(i, j)].cast::<I>();
-        weights[(first + i, j)] = scores[(i, j)] * route_scale;
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        let weight = scores[(i, j.min(k - 1))] / slot_sum(scores, i) * route_scale;
+        if j < k {
+            ids[(first + i, j)] = chosen[(i, j)].cast::<I>();
+            weights[(first + i, j)] = weight;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::gate::GateConfig;
 use super::problem::{RouterProblem, id_type};
-use super::score::{Scorer, Scoring, normalize};
+use super::score::{Scorer, Scoring, slot_sum};
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::TuneValue;
 use zellige::prelude::*;
@@ -39,9 +39,8 @@ pub fn hash_gate<I: Int>(
         ids[(first + i, j)] = id.cast::<I>();
         scores[(i, j)] = scorer.score(i, logits[(first + i, id.to_index())]);
     }
-    normalize(t, scores);
     for (i, j) in t.parallel((rows, k)) {
-        weights[(first + i, j)] = scores[(i, j)] * route_scale;
+        weights[(first + i, j)] = scores[(i, j)] / slot_sum(scores, i) * route_scale;
     }
 }
 

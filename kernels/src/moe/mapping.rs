@@ -1,6 +1,5 @@
 //! The mapping between (token, slot) pairs and rows of an expert-sorted, padded buffer.
 
-use super::load::histogram;
 use super::problem::{id_type, int_tensor, random_ids};
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -11,8 +10,8 @@ use zellige::prelude::*;
 use zellige::{ScanOp, TuneValue};
 use zellige_ir::DType;
 
-/// Tokens whose ids are read at once.
-const COUNTED: usize = 1024;
+/// Bits of a word.
+const WORD: usize = 32;
 
 /// Config of [`get_fused_mapping`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
@@ -21,15 +20,18 @@ pub struct MappingConfig {
     /// Rows of each expert are padded to a multiple of this.
     pub alignment: usize,
     /// Tokens that a block places.
-    #[tune(64, 128, 256, 512)]
+    #[tune(32, 64, 128)]
     pub chunk: usize,
+    /// Tokens whose ids are read at once.
+    #[tune(512, 1024, 2048)]
+    pub counted: usize,
     #[tune(256, 512, 1024)]
     pub threads: usize,
 }
 
 impl Default for MappingConfig {
     fn default() -> MappingConfig {
-        MappingConfig { alignment: 128, chunk: 256, threads: 512 }
+        MappingConfig { alignment: 128, chunk: 64, counted: 1024, threads: 512 }
     }
 }
 
@@ -54,53 +56,61 @@ pub fn get_fused_mapping<I: Int>(
     #[dims(experts)] tokens_per_expert: &mut Tensor<i32, 1>,
     #[comptime] cfg: MappingConfig,
 ) {
-    let MappingConfig { alignment, chunk, .. } = cfg;
+    let MappingConfig { alignment, chunk, counted, .. } = cfg;
     let (tokens, k, experts) = (ids.dim(0), ids.static_dim(1), expert_start.static_dim(0));
     let blocks = tokens.ceil_div(chunk).max(1);
     let [b] = t.grid([blocks], cfg.threads);
+    let first = b * chunk;
 
-    // The pairs of an expert that earlier blocks place, and all others.
-    let (before, count) = (t.shared::<i32, 1>([experts]), t.shared::<i32, 1>([experts]));
-    t.clear(before);
-    t.clear(count);
-    histogram(t, ids, lit(0), b * chunk, COUNTED, before);
-    histogram(t, ids, b * chunk, tokens, COUNTED, count);
+    // How many pairs of each expert earlier blocks place, and how many there are from this block's on.
+    let counts = t.shared::<i32, 2>([2, experts]);
+    t.clear(counts);
+    for step in t.serial(tokens.ceil_div(counted)) {
+        for (i, j) in t.parallel((counted, k)) {
+            let token = step * counted + i;
+            let id = ids[(token, j)].to_index();
+            if token < tokens && id >= 0 && id < experts {
+                counts.atomic_add((select(token < first, 0, 1), id), 1);
+            }
+        }
+    }
+    // Which of this block's pairs go to an expert, a bit each.
+    let pairs = chunk * k;
+    let words = pairs.div_ceil(WORD);
+    let (chosen, id) = (t.shared::<u32, 2>([words, experts]), t.fragment::<i32, 2>([chunk, k]));
+    t.clear(chosen);
+    let bit = |p: Idx| lit::<u32>(1) << (p % WORD).cast::<u32>();
+    for (i, j) in t.parallel((chunk, k)) {
+        let (token, p) = (first + i, i * k + j);
+        let found = ids[(token, j)].cast::<i32>();
+        id[(i, j)] = select(token < tokens && found >= 0 && found < experts as i32, found, -1);
+        if id[(i, j)] >= 0 {
+            chosen.atomic_or((p / WORD, id[(i, j)].to_index()), bit(p));
+        }
+    }
     let (aligned, start) = (t.shared::<i32, 1>([experts]), t.shared::<i32, 1>([experts]));
     for e in t.parallel(experts) {
-        let (all, alignment) = (count[e] + before[e], alignment as i32);
-        count[e] = all;
+        let (all, alignment) = (counts[(0, e)] + counts[(1, e)], alignment as i32);
         aligned[e] = (all + (alignment - 1)) / alignment * alignment;
     }
     t.scan(ScanOp::Sum, aligned, start, 0, false, true);
 
-    // This block's pairs, sorted by expert; those without one come last.
-    let pairs = chunk * k;
-    let (id, pair) = (t.shared::<i32, 1>([pairs]), t.shared::<i32, 1>([pairs]));
     for (i, j) in t.parallel((chunk, k)) {
-        let token = b * chunk + i;
-        let found = ids[(token, j)].cast::<i32>();
-        id[i * k + j] = select(token < tokens && found >= 0 && found < experts as i32, found, experts as i32);
-        pair[i * k + j] = (i * k + j).cast();
-    }
-    t.sort_pairs(id, pair, false);
-    let first = t.shared::<i32, 1>([experts + 1]);
-    for s in t.parallel(pairs) {
-        if s == 0 || id[(s - 1).max(0)] != id[s] {
-            first[id[s].to_index()] = s.cast();
-        }
-    }
-    for s in t.parallel(pairs) {
-        let (e, p) = (id[s].to_index(), pair[s].to_index());
-        let token = b * chunk + p / k;
-        let own = e.min(experts - 1);
-        let position = start[own] + before[own] + s.cast::<i32>() - first[e];
-        if e < experts {
+        let (token, p, e) = (first + i, i * k + j, id[(i, j)].max(0).to_index());
+        let earlier = (0..words).map(|w| {
+            let all = chosen[(w, e)];
+            let own = cmp::eq(&(p / WORD), &w);
+            select(p / WORD > w, all, select(own, all & (bit(p) - 1), 0)).count_ones()
+        });
+        let rank = earlier.reduce(|x, y| x + y).expect("a block places pairs");
+        let position = start[e] + counts[(0, e)] + rank.cast::<i32>();
+        if id[(i, j)] >= 0 {
             let at = position.to_index();
-            pos_to_expert[at] = id[s];
+            pos_to_expert[at] = id[(i, j)];
             pos_to_token[at] = token.cast::<i32>();
-            pos_to_token_topk[at] = (b * pairs + p).cast::<i32>();
+            pos_to_token_topk[at] = (first * k + p).cast::<i32>();
         }
-        token_topk_to_pos[(token, p % k)] = select(e < experts, position, -1);
+        token_topk_to_pos[(token, j)] = select(id[(i, j)] >= 0, position, -1);
     }
 
     // Padding: every block fills that of some experts, and a part of the surplus.
@@ -112,8 +122,9 @@ pub fn get_fused_mapping<I: Int>(
     for (round, i) in t.parallel((lit::<index>(experts).ceil_div(blocks), alignment)) {
         let e = round * blocks + b;
         if e < experts {
-            if i < (aligned[e] - count[e]).to_index() {
-                pad((start[e] + count[e]).to_index() + i);
+            let count = counts[(0, e)] + counts[(1, e)];
+            if i < (aligned[e] - count).to_index() {
+                pad((start[e] + count).to_index() + i);
             }
         }
     }
@@ -231,7 +242,7 @@ impl LibraryKernel for Entry {
         let (i64, i32) = (DType::I64, DType::I32);
         match scale {
             Scale::Small => {
-                let small = |alignment| MappingConfig { alignment, chunk: 16, threads: 128 };
+                let small = |alignment| MappingConfig { alignment, chunk: 16, counted: 16, threads: 128 };
                 vec![
                     case(0, 6, 16, i64, Random, small(16)),
                     case(1, 6, 72, i64, Random, small(16)),

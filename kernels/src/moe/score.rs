@@ -15,6 +15,29 @@ choices! {
     }
 }
 
+/// Coefficients of `(log(1 + z) - z) / z^2` on [0, 1], from the constant on: an interpolation at Chebyshev's points.
+const LOG1P: [f32; 10] = [
+    -0.5,
+    0.333_332_36,
+    -0.249_967_6,
+    0.199_567_08,
+    -0.163_651_53,
+    0.130_333_65,
+    -0.091_394_134,
+    0.049_309_973,
+    -0.017_184_267,
+    0.002_801_642,
+];
+
+/// `log(1 + e^x)`, within 3 units in the last place; x itself where that is what it rounds to.
+#[track_caller]
+fn softplus(x: Expr<f32>) -> Expr<f32> {
+    let z = (-x.abs()).exp();
+    let (last, rest) = LOG1P.split_last().expect("there are coefficients");
+    let q = rest.iter().rev().fold(lit(*last), |q: Expr<f32>, c| q.mul_add(z, *c));
+    (z * z).mul_add(q, z) + x.max(0.0)
+}
+
 /// Scores the logits of a tile, row by row.
 #[derive(Clone, Copy, Debug)]
 pub enum Scorer {
@@ -52,7 +75,7 @@ impl Scorer {
     #[track_caller]
     pub fn score(self, i: Idx, x: Expr<f32>) -> Expr<f32> {
         match self {
-            Scorer::SqrtSoftplus => select(cmp::gt(&x, &20.0), x, x.exp().log1p()).sqrt(),
+            Scorer::SqrtSoftplus => softplus(x).sqrt(),
             Scorer::Sigmoid => x.sigmoid(),
             Scorer::Softmax { max, sum } => (x - max[i]).exp() / sum[i],
         }
@@ -79,17 +102,25 @@ impl Scorer {
     }
 }
 
-/// Divides each row of `weights` by its sum, which starts at 1e-20 and runs in the order of the slots, and returns the sums.
+/// Iterations of a loop over `k` slots of a token that a warp shares among its lanes: what a warp has chosen for a token, it
+/// works on without waiting for others. Lanes without a slot do as the last one does.
+pub fn lanes(k: usize) -> usize {
+    k.next_multiple_of(32)
+}
+
+/// The sum of row `i` of `weights`, which starts at 1e-20 and runs in the order of the slots.
+#[track_caller]
+pub fn slot_sum(weights: Shared<f32, 2>, i: Idx) -> Expr<f32> {
+    (0..weights.shape()[1]).fold(lit::<f32>(1e-20), |sum, j| sum + weights[(i, j)])
+}
+
+/// Divides each row of `weights` by its sum, and returns the sums.
 #[tile]
 pub fn normalize(t: T, weights: Shared<f32, 2>) -> Fragment<f32, 1> {
     let [rows, k] = weights.shape();
     let sums = t.fragment::<f32, 1>([rows]);
     for i in t.parallel(rows) {
-        let mut sum = lit::<f32>(1e-20);
-        for j in 0..k {
-            sum = sum + weights[(i, j)];
-        }
-        sums[i] = sum;
+        sums[i] = slot_sum(weights, i);
     }
     for (i, j) in t.parallel((rows, k)) {
         weights[(i, j)] /= sums[i];

@@ -2,7 +2,7 @@
 
 use super::indices::local_id;
 use super::problem::{self, RouterProblem, id_type, int_tensor, ints, logits, nearest_choice, random_ids};
-use super::score::{Scorer, Scoring, normalize};
+use super::score::{Scorer, Scoring, lanes, slot_sum};
 use super::top_groups::top_sum;
 use crate::inputs::{Inputs, output};
 use crate::library::{
@@ -130,16 +130,20 @@ pub fn top2_sum_gate<I: Int>(
     let (best, chosen) = (t.fragment::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
     t.topk(keys, best, chosen);
     if cfg.fixed {
-        for (i, j) in t.parallel((rows, k)) {
-            let given = fixed_ids[(first + i, j)].cast::<i32>();
-            chosen[(i, j)] = select(fixed[first + i], given, chosen[(i, j)]);
+        for (i, j) in t.parallel((rows, lanes(k))) {
+            if j < k {
+                let given = fixed_ids[(first + i, j)].cast::<i32>();
+                chosen[(i, j)] = select(fixed[first + i], given, chosen[(i, j)]);
+            }
         }
     }
     let scores = t.shared::<f32, 2>([rows, k]);
-    for (i, j) in t.parallel((rows, k)) {
-        scores[(i, j)] = scorer.score(i, logits_s[(i, chosen[(i, j)].max(0).to_index())]);
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].max(0).to_index())]);
+        if j < k {
+            scores[(i, j)] = score;
+        }
     }
-    normalize(t, scores);
 
     let route = |i: Idx, slot: Idx, id: Expr<i32>, weight: Expr<f32>| {
         let token = first + i;
@@ -156,10 +160,13 @@ pub fn top2_sum_gate<I: Int>(
         ids[(token, slot)] = id.cast::<I>();
         weights[(token, slot)] = select(routed, weight, 0.0);
     };
-    for (i, j) in t.parallel((rows, k)) {
-        route(i, j, chosen[(i, j)], scores[(i, j)] * route_scale);
-        let routed = if cfg.masked { live[first + i] } else { Expr::from(true) };
-        logical[(first + i, j)] = select(routed, chosen[(i, j)], -1).cast::<I>();
+    for (i, j) in t.parallel((rows, lanes(k))) {
+        let weight = scores[(i, j.min(k - 1))] / slot_sum(scores, i) * route_scale;
+        if j < k {
+            route(i, j, chosen[(i, j)], weight);
+            let routed = if cfg.masked { live[first + i] } else { Expr::from(true) };
+            logical[(first + i, j)] = select(routed, chosen[(i, j)], -1).cast::<I>();
+        }
     }
     if cfg.shared > 0 {
         for (i, s) in t.parallel((rows, cfg.shared)) {

@@ -25,23 +25,31 @@ pub struct GroupConfig {
 
 impl Default for GroupConfig {
     fn default() -> GroupConfig {
-        GroupConfig { sum_top: 2, tokens: 16, threads: 128 }
+        GroupConfig { sum_top: 2, tokens: 8, threads: 256 }
     }
 }
 
-/// The sum of the `sum_top` largest numbers along the last axis, larger first.
+/// The sum of the `sum_top` (1 or 2) largest numbers along the last axis, larger first.
 #[tile]
 pub fn top_sum(t: T, scores: Fragment<f32, 3>, sum_top: usize) -> Fragment<f32, 2> {
     let [rows, groups, per_group] = scores.shape();
-    let top = sum_top.min(per_group);
-    let (best, at) = (t.fragment::<f32, 3>([rows, groups, top]), t.fragment::<i32, 3>([rows, groups, top]));
-    t.topk(scores, best, at);
-    let sums = t.fragment::<f32, 2>([rows, groups]);
-    for (i, g) in t.parallel((rows, groups)) {
-        let first = best[(i, g, 0)];
-        sums[(i, g)] = if top == 2 { first + best[(i, g, 1)] } else { first };
+    let first = t.fragment::<f32, 2>([rows, groups]);
+    t.reduce_max(scores, first, 2);
+    if sum_top.min(per_group) == 1 {
+        return first;
     }
-    sums
+    // The second is the first of the others.
+    let (at, second) = (t.fragment::<i32, 2>([rows, groups]), t.fragment::<f32, 2>([rows, groups]));
+    t.argmax(scores, at, 2);
+    let others = t.fragment::<f32, 3>([rows, groups, per_group]);
+    for (i, g, e) in t.parallel((rows, groups, per_group)) {
+        others[(i, g, e)] = select(e.cast::<i32>() == at[(i, g)], f32::NEG_INFINITY, scores[(i, g, e)]);
+    }
+    t.reduce_max(others, second, 2);
+    for (i, g) in t.parallel((rows, groups)) {
+        first[(i, g)] += second[(i, g)];
+    }
+    first
 }
 
 /// `sums[t,g]` = the sum of the `sum_top` largest of `scores[t,g,..]`, larger first; `groups[t,..]` = the best groups by

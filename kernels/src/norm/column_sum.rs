@@ -13,18 +13,18 @@ use zellige_ir::DType;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct ColumnSumConfig {
     /// Rows of a step.
-    #[tune(8, 16, 32)]
+    #[tune(16, 32, 64, 128)]
     pub rows: usize,
     /// Columns of a block.
-    #[tune(64, 128, 256)]
+    #[tune(32, 64, 128)]
     pub cols: usize,
-    #[tune(64, 128)]
+    #[tune(128, 256)]
     pub threads: usize,
 }
 
 impl Default for ColumnSumConfig {
     fn default() -> ColumnSumConfig {
-        ColumnSumConfig { rows: 16, cols: 128, threads: 128 }
+        ColumnSumConfig { rows: 128, cols: 64, threads: 256 }
     }
 }
 
@@ -92,7 +92,7 @@ impl LibraryKernel for Entry {
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
         match scale {
-            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300)],
+            Scale::Small => vec![case(0, 5), case(1, 128), case(33, 300), case(300, 40)],
             Scale::Representative => vec![case(128, 7168)],
             Scale::Full => vec![case(1024, 4096), case(64, 512)],
         }

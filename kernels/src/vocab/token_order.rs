@@ -9,29 +9,29 @@ use zellige::TuneValue;
 use zellige::prelude::*;
 use zellige_ir::DType;
 
-/// How many tokens [`token_order`] can sort.
+/// Ids that a thread reads at once.
+const AT_ONCE: usize = 4;
+
+/// Tile sizes of [`token_order`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 pub struct TokenOrderConfig {
-    /// Most tokens; a power of two.
-    pub capacity: usize,
-    #[tune(256, 512, 1024)]
+    /// Tokens of a block.
+    #[tune(8, 16, 32)]
+    pub bt: usize,
+    #[tune(128, 256, 512)]
     pub threads: usize,
-}
-
-impl TokenOrderConfig {
-    /// Room for so many tokens.
-    pub fn for_tokens(tokens: usize) -> TokenOrderConfig {
-        TokenOrderConfig { capacity: tokens.next_power_of_two().max(64), threads: 256 }
-    }
 }
 
 impl Default for TokenOrderConfig {
     fn default() -> TokenOrderConfig {
-        TokenOrderConfig::for_tokens(8192)
+        TokenOrderConfig { bt: 16, threads: 256 }
     }
 }
 
-/// The positions of the tokens, sorted by id and, among equal ids, by position. One block sorts them all.
+/// The positions of the tokens, sorted by id and, among equal ids, by position.
+///
+/// Every block finds the ranks of its own tokens: how many ids are smaller, or equal and earlier. That is a comparison for each
+/// pair of tokens, but no block waits for another.
 #[kernel]
 pub fn token_order(
     t: T,
@@ -39,16 +39,44 @@ pub fn token_order(
     #[dims(tokens)] order: &mut Tensor<i32, 1>,
     #[comptime] cfg: TokenOrderConfig,
 ) {
-    let n = cfg.capacity;
-    t.assert(ids.dim(0) <= n, "token_order: more tokens than the config's `capacity`");
-    let [_] = t.grid([1], cfg.threads);
-    let (keys, positions) = (t.shared::<i32, 1>([n]), t.shared::<i32, 1>([n]));
-    for i in t.parallel(n) {
-        keys[i] = select(i < ids.dim(0), ids[i], i32::MAX);
-        positions[i] = i.cast();
+    let TokenOrderConfig { bt, threads } = cfg;
+    let tokens = ids.dim(0);
+    let [b] = t.grid([tokens.ceil_div(bt)], threads);
+    let first = b * bt;
+    let (counts, ranks) = (t.fragment::<i32, 2>([bt, threads]), t.fragment::<i32, 1>([bt]));
+    for thread in t.parallel(threads) {
+        let count = t.local::<i32, 1>([bt]);
+        let own: Vec<_> = (0..bt).map(|i| ids[first + i]).collect();
+        let add = |i: usize, before: Expr<bool>| count.store(i, count[i] + select(before, 1, 0));
+        (0..bt).for_each(|i| count.store(i, 0));
+        // Of the tokens before this block's an equal one counts, of those behind it does not.
+        let count_all = |from: Idx, to: Idx, counts: &dyn Fn(Expr<i32>, Expr<i32>) -> Expr<bool>| {
+            for step in t.serial((to - from).max(0).ceil_div(AT_ONCE * threads)) {
+                let place = |u: usize| from + (step * AT_ONCE + u) * threads + thread;
+                let others: Vec<_> = (0..AT_ONCE).map(|u| (place(u) < to, ids[place(u)])).collect();
+                for (exists, other) in others {
+                    own.iter().enumerate().for_each(|(i, own)| add(i, exists & counts(other, *own)));
+                }
+            }
+        };
+        count_all(lit(0), first, &|other, own| cmp::le(&other, &own));
+        count_all(first + bt, tokens, &|other, own| cmp::lt(&other, &own));
+        if thread < bt {
+            let (other, exists) = (ids[first + thread], first + thread < tokens);
+            for (i, own) in own.iter().enumerate() {
+                add(i, exists & (cmp::lt(&other, own) | (cmp::eq(&other, own) & cmp::lt(&thread, &i))));
+            }
+        }
+        for i in 0..bt {
+            counts[(i, thread)] = count[i];
+        }
     }
-    t.sort_pairs(keys, positions, false);
-    t.copy(positions, order.at(0));
+    t.reduce_sum(counts, ranks, 1);
+    for i in t.parallel(bt) {
+        if first + i < tokens {
+            order[ranks[i].to_index()] = (first + i).cast::<i32>();
+        }
+    }
 }
 
 /// The library's entry.
@@ -71,7 +99,7 @@ fn problem(tokens: usize, vocab: usize, cfg: TokenOrderConfig) -> Result<Problem
 }
 
 fn case(tokens: usize, vocab: usize) -> Case {
-    let cfg = TokenOrderConfig::for_tokens(tokens);
+    let cfg = TokenOrderConfig::default();
     Case::new(format!("tokens={tokens} vocab={vocab}"), cfg, move |cfg| problem(tokens, vocab, cfg))
 }
 

@@ -132,10 +132,18 @@ impl Emitter<'_> {
                 }
             }
             SimtOp::Set { var, x } => {
-                let (var, ty) = (self.names.var(k, *var), k.ty(*x));
-                let x = if ty == Ty::Pred { self.reg(*x) } else { self.opnd(*x) };
-                if x != var {
-                    self.write_line(format_args!("mov.{ty} {var}, {x};"));
+                if k.ty(*x) == Ty::Pred && k.as_const(*x).is_some() {
+                    let (var, x) = (self.names.var(k, *var), self.reg(*x));
+                    self.write_line(format_args!("mov.pred {var}, {x};"));
+                } else if !self.names.is_alias_of(*x, *var) {
+                    self.indent();
+                    self.out.push_str("mov.");
+                    self.out.push_str(k.ty(*x).name());
+                    self.out.push(' ');
+                    self.names.write_var(k, *var, &mut self.out);
+                    self.out.push_str(", ");
+                    self.write_opnd(*x);
+                    self.out.push_str(";\n");
                 }
             }
             SimtOp::Special { out, reg } => self.write_line(format_args!("mov.u32 {}, {reg};", self.opnd(out.0))),
@@ -161,9 +169,11 @@ impl Emitter<'_> {
             }
             SimtOp::Un { out, op, num, x } => self.set_to(&un_name(*op, *num), out.0, &[*x]),
             SimtOp::Bin { out, op, num, x, y } => {
-                if num.ty() == Ty::Pred {
+                if num.ty() == Ty::Pred && [x, y].iter().any(|&&v| k.as_const(v).is_some()) {
                     let operands = self.regs(&[*x, *y]);
                     self.write_line(format_args!("{op}.pred {}, {};", self.opnd(out.0), operands.join(", ")));
+                } else if num.ty() == Ty::Pred {
+                    self.set_to(&[op.name(), "pred"], out.0, &[*x, *y]);
                 } else {
                     self.set_to(&bin_name(*op, *num), out.0, &[*x, *y]);
                 }
@@ -304,6 +314,14 @@ impl Emitter<'_> {
                 let x = self.reg(*x);
                 let ty = if *mode == VoteMode::Ballot { "b32" } else { "pred" };
                 self.write_line(format_args!("vote.sync.{mode}.{ty} {}, {x}, -1;", self.opnd(out.0)));
+            }
+            SimtOp::Redux { out, op, num, x } => {
+                let x = self.reg(*x);
+                let ty = match op {
+                    Bin::And | Bin::Or | Bin::Xor => "b32",
+                    _ => arith(*num),
+                };
+                self.write_line(format_args!("redux.sync.{op}.{ty} {}, {x}, -1;", self.opnd(out.0)));
             }
             SimtOp::Atom { out, op, num, space, addr, x, guard } => {
                 let (addr, x, guard) = (self.addr(addr), self.reg(*x), self.guard(*guard));

@@ -109,11 +109,12 @@ impl Emitter<'_> {
             return;
         }
         self.span = span;
-        let at = &self.k.spans[span as usize];
+        let k = self.k;
+        let at = &k.spans[span as usize];
         if at.is_unknown() {
             return;
         }
-        self.line(&format!("// {at}"));
+        self.write_line(format_args!("// {at}"));
         if self.line_info {
             let file = match self.files.iter().position(|f| **f == *at.file) {
                 Some(i) => i,
@@ -122,7 +123,7 @@ impl Emitter<'_> {
                     self.files.len() - 1
                 }
             };
-            self.line(&format!(".loc {} {} {}", file + 1, at.line, at.col));
+            self.write_line(format_args!(".loc {} {} {}", file + 1, at.line, at.col));
         }
     }
 

@@ -36,14 +36,14 @@ fn prefix(ty: Ty) -> &'static str {
 
 /// By hand, because every operand of every instruction passes here.
 fn write_register(ty: Ty, n: u32, out: &mut String) {
-    let (mut digits, mut count, mut rest) = ([0; 10], 0, n);
-    while rest > 0 || count == 0 {
-        digits[count] = b'0' + (rest % 10) as u8;
+    let (mut digits, mut first, mut rest) = ([0; 10], 10, n);
+    while rest > 0 || first == 10 {
+        first -= 1;
+        digits[first] = b'0' + (rest % 10) as u8;
         rest /= 10;
-        count += 1;
     }
     out.push_str(prefix(ty));
-    out.extend(digits[..count].iter().rev().map(|&d| char::from(d)));
+    out.push_str(std::str::from_utf8(&digits[first..]).unwrap_or_default());
 }
 
 impl Names {
@@ -100,6 +100,16 @@ impl Names {
 
     pub fn var(&self, k: &Kernel, v: Var) -> String {
         Self::register(k.vars[v], self.of_var[v.index()])
+    }
+
+    /// Appends the name of a variable to `out`.
+    pub fn write_var(&self, k: &Kernel, v: Var, out: &mut String) {
+        write_register(k.vars[v], self.of_var[v.index()], out);
+    }
+
+    /// True if the value is read straight from this variable.
+    pub fn is_alias_of(&self, v: Val, var: Var) -> bool {
+        self.alias[v.index()] == Some(var)
     }
 
     /// True if the value is read straight from its variable.

@@ -103,10 +103,12 @@ impl Lowerer<'_> {
             if together > 0 {
                 self.divide_together(&rest[..together], lanes)?;
                 rest = &rest[together..];
-            } else {
-                self.lanes_op(op, next, lanes)?;
-                rest = after;
+                continue;
             }
+            if !self.roots_together(next, lanes)? {
+                self.lanes_op(op, next, lanes)?;
+            }
+            rest = after;
         }
         Ok(())
     }

@@ -35,6 +35,7 @@ mod place;
 mod print;
 mod reduce;
 mod ring;
+mod root;
 mod scalar;
 mod scan;
 mod shuffle;

@@ -1,4 +1,4 @@
-//! `scan`: a warp for each line, 32 elements at a time, with the running result carried from chunk to chunk.
+//! `scan`: a warp for each line, some neighbours in each lane, with the running result carried from chunk to chunk.
 
 use super::index::{self, Idx};
 use super::value::Scalar;
@@ -7,6 +7,9 @@ use super::{Lowerer, Result, cast, scalar};
 use crate::ptx::simt::{Cmp, Num, ShflMode, Ty, Val};
 use zellige_ir::layout::WARP;
 use zellige_ir::{BinaryOp, DType, Op, ReduceOp, ScanOp, Window};
+
+/// Elements that a lane holds at most.
+const MAX_HELD: usize = 16;
 
 impl Lowerer<'_> {
     #[allow(clippy::too_many_arguments)]
@@ -40,57 +43,65 @@ impl Lowerer<'_> {
         let (to, to_offsets, staged) = self.written(op, dst)?;
         self.b.phase("scan");
 
-        let n = shape[axis] as i64;
-        let lines: i64 = shape.iter().product::<usize>() as i64 / n;
+        let n = shape[axis];
+        let lines = (shape.iter().product::<usize>() / n) as i64;
         let warps = self.func.threads / WARP;
         let (lane, warp) = self.lane_and_warp();
         let each_line = |l: &mut Self, line: Idx| -> Result {
             let carry = l.b.new_var(l.b.ty(neutral));
             l.b.set(carry, neutral);
-            let chunks = n.div_euclid(32) + i64::from(n % 32 != 0);
+            let each = n.div_ceil(WARP).min(MAX_HELD);
+            let chunks = n.div_ceil(WARP * each) as i64;
             let v = l.b.begin_for(Ty::B32);
-            let first = index::mul(&mut l.b, Idx::new(v, 0, chunks - 1, 1), Idx::constant(32));
-            let step = index::add(&mut l.b, first, lane);
-            let at = if reverse { index::sub(&mut l.b, Idx::constant(n - 1), step) } else { step };
-            let inside = index::in_bounds(&mut l.b, step, Idx::constant(n));
-            let point = l.line_point(&shape, axis, line, at);
-            let c = window_point(&mut l.b, src, &from_offsets, &point);
-            let guard = from.guard(&mut l.b, &c);
-            let guard = l.b.and_guard(guard, inside);
-            let x = from.load(&mut l.b, &[c], &[guard])[0];
-            let x = cast::cast_all(&mut l.b, l.target, &[x], from.dtype, ty)[0];
-            let mut sum = match inside {
-                Some(g) => l.b.selp(g, x, neutral),
-                None => x,
-            };
+            let chunk = Idx::new(v, 0, chunks - 1, 1);
+            let first = index::mul(&mut l.b, chunk, Idx::constant((WARP * each) as i64));
+            let own = index::mul(&mut l.b, lane, Idx::constant(each as i64));
+            let first = index::add(&mut l.b, first, own);
+            let mut places: Vec<Coords> = Vec::with_capacity(each);
+            let mut insides: Vec<Option<Val>> = Vec::with_capacity(each);
+            for i in 0..each {
+                let step = first.shift(i as i64);
+                let at = if reverse { index::sub(&mut l.b, Idx::constant(n as i64 - 1), step) } else { step };
+                insides.push(index::in_bounds(&mut l.b, step, Idx::constant(n as i64)));
+                places.push(l.line_point(&shape, axis, line, at));
+            }
+            let (at, guards) = l.scanned(&from, src, &from_offsets, &places, &insides);
+            let xs = from.load(&mut l.b, &at, &guards);
+            let xs = cast::cast_all(&mut l.b, l.target, &xs, from.dtype, ty);
+            // What the lane's elements up to each come to.
+            let mut sums: Vec<Val> = Vec::with_capacity(each);
+            for (x, &inside) in xs.into_iter().zip(&insides) {
+                let x = inside.map_or(x, |g| l.b.selp(g, x, neutral));
+                let sum = sums.last().map_or(Ok(x), |&sum| l.step(op, f, ty, sum, x))?;
+                sums.push(sum);
+            }
+            let lane_val = index::to_val(&mut l.b, lane, Ty::B32);
+            let mut total = sums[each - 1];
             for by in [1, 2, 4, 8, 16] {
                 let by_val = l.b.c32(by);
-                let below = l.shfl(ShflMode::Up, sum, by_val, 0);
-                let combined = l.step(op, f, ty, below, sum)?;
-                let lane_val = index::to_val(&mut l.b, lane, Ty::B32);
+                let below = l.shfl(ShflMode::Up, total, by_val, 0);
+                let combined = l.step(op, f, ty, below, total)?;
                 let has = l.b.setp(Cmp::Ge, Num::S32, lane_val, by_val);
-                sum = l.b.selp(has, combined, sum);
+                total = l.b.selp(has, combined, total);
             }
-            let before = l.b.get(carry);
-            let total = l.step(op, f, ty, before, sum)?;
-            let result = if exclusive {
-                let one = l.b.c32(1);
-                let shifted = l.shfl(ShflMode::Up, total, one, 0);
-                let lane_val = index::to_val(&mut l.b, lane, Ty::B32);
-                let zero = l.b.c32(0);
-                let is_first = l.b.setp(Cmp::Eq, Num::S32, lane_val, zero);
-                l.b.selp(is_first, before, shifted)
-            } else {
-                total
-            };
-            let last = l.b.c32(31);
+            let carried = l.b.get(carry);
+            let total = l.step(op, f, ty, carried, total)?;
+            let (zero, one, last) = (l.b.c32(0), l.b.c32(1), l.b.c32(WARP as i64 - 1));
+            let below = l.shfl(ShflMode::Up, total, one, 0);
+            let is_first = l.b.setp(Cmp::Eq, Num::S32, lane_val, zero);
+            let before = l.b.selp(is_first, carried, below);
+            let mut results = Vec::with_capacity(each);
+            for i in 0..each {
+                results.push(match i.checked_sub(usize::from(exclusive)) {
+                    Some(upto) => l.step(op, f, ty, before, sums[upto])?,
+                    None => before,
+                });
+            }
             let next = l.shfl(ShflMode::Idx, total, last, 31);
             l.b.set(carry, next);
-            let result = cast::cast_all(&mut l.b, l.target, &[result], ty, to.dtype)[0];
-            let c = window_point(&mut l.b, dst, &to_offsets, &point);
-            let guard = to.guard(&mut l.b, &c);
-            let guard = l.b.and_guard(guard, inside);
-            to.store(&mut l.b, &[c], &[guard], &[result]);
+            let results = cast::cast_all(&mut l.b, l.target, &results, ty, to.dtype);
+            let (at, guards) = l.scanned(&to, dst, &to_offsets, &places, &insides);
+            to.store(&mut l.b, &at, &guards, &results);
             let (lo, hi, one) = (l.b.c32(0), l.b.c32(chunks), l.b.c32(1));
             l.b.end_for(v, lo, hi, one, false);
             Ok(())
@@ -101,6 +112,24 @@ impl Lowerer<'_> {
         each_line(self, Idx::new(v, 0, lines - 1, 1))?;
         self.b.end_for(v, lo, hi, step, false);
         self.written_back(op, dst, staged)
+    }
+
+    /// Where points of a window lie in its buffer, and guards that are false outside of it and where `insides` are.
+    fn scanned(
+        &mut self,
+        view: &View,
+        w: &Window,
+        offsets: &Coords,
+        points: &[Coords],
+        insides: &[Option<Val>],
+    ) -> (Vec<Coords>, Vec<Option<Val>>) {
+        let at: Vec<Coords> = points.iter().map(|p| window_point(&mut self.b, w, offsets, p)).collect();
+        let guards = at.iter().zip(insides).map(|(c, &inside)| {
+            let guard = view.guard(&mut self.b, c);
+            self.b.and_guard(guard, inside)
+        });
+        let guards = guards.collect();
+        (at, guards)
     }
 
     fn step(&mut self, op: Op, f: BinaryOp, ty: DType, x: Val, y: Val) -> Result<Val> {

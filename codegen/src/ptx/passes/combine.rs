@@ -92,7 +92,11 @@ fn groups(k: &Kernel, block: Block) -> Vec<Group> {
                 close(&mut open, &mut closed, |g| may_meet(g, addr, size));
             }
             // Variables are no memory.
-            SimtOp::Shfl { .. } | SimtOp::Vote { .. } | SimtOp::Get { .. } | SimtOp::Set { .. } => {}
+            SimtOp::Shfl { .. }
+            | SimtOp::Vote { .. }
+            | SimtOp::Redux { .. }
+            | SimtOp::Get { .. }
+            | SimtOp::Set { .. } => {}
             _ if op.effect() == Effect::Pure => {}
             _ => closed.append(&mut open),
         }

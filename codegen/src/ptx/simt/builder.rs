@@ -649,6 +649,10 @@ impl Builder {
         self.def1_here(ty, |out| SimtOp::Vote { out, mode, x })
     }
 
+    pub fn redux(&mut self, op: Bin, num: Num, x: Val) -> Val {
+        self.def1_here(Ty::B32, |out| SimtOp::Redux { out, op, num, x })
+    }
+
     pub fn atom(&mut self, op: AtomOp, num: Num, space: Space, addr: Addr, x: Val, guard: Option<Val>) -> Val {
         self.def1_here(num.ty(), |out| SimtOp::Atom { out: Some(out), op, num, space, addr, x, guard })
     }

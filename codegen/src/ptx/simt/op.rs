@@ -534,6 +534,8 @@ simt_ops! {
     "shfl" Write Shfl { out: Def, mode: ShflMode, x: Val, lane: Val, clamp: u32 }
     /// Combines a predicate over the warp.
     "vote" Write Vote { out: Def, mode: VoteMode, x: Val }
+    /// Combines a 32-bit integer over the warp.
+    "redux" Write Redux { out: Def, op: Bin, num: Num, x: Val }
     /// Indivisible read-modify-write; `out` is the value before.
     "atom" Write Atom { out: Option<Def>, op: AtomOp, num: Num, space: Space, addr: Addr, x: Val, guard: Option<Val> }
 

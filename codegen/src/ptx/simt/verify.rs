@@ -250,6 +250,12 @@ impl Verifier<'_> {
                 if self.k.ty(*x).bits() == 32 { Ok(()) } else { Err("only 32-bit registers can be exchanged".into()) }
             }
             SimtOp::Vote { x, .. } => self.want(*x, Ty::Pred),
+            SimtOp::Redux { out, op, num, x } => {
+                self.want(*x, Ty::B32)?;
+                self.want(out.0, Ty::B32)?;
+                let combines = matches!(op, Bin::Add | Bin::Min | Bin::Max | Bin::And | Bin::Or | Bin::Xor);
+                if combines && !num.is_float() { Ok(()) } else { Err(format!("{op} of {num} does not combine lanes")) }
+            }
             SimtOp::Atom { out, num, space, addr, x, guard, .. } => {
                 self.addr(addr, *space)?;
                 self.guard(guard)?;

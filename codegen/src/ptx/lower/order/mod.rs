@@ -184,14 +184,21 @@ impl Lowerer<'_> {
         let lines = Lines { keys, shape, count, n, descending, what: self.func.ops[op].kind.name() };
         let threads = self.func.threads;
         let network = Network::new(threads, count, n);
-        match select::plan(threads, count, n, k, network.cycles(threads, count)) {
+        let wide = record::is_wide(keys.view.dtype);
+        match select::plan(threads, count, n, k, wide, network.cycles(threads, count)) {
             Some(plan) => self.select_first(plan, &lines, k, found),
             None => self.network(network, &lines, k, found),
         }
     }
 
-    /// The records at some places of a line; beyond its end, or where `live` is false, what stands after all others.
-    fn line_records(&mut self, lines: &Lines<'_>, line: Idx, places: &[Idx], live: Option<Val>) -> Vec<Record> {
+    /// The elements at some places of a line with guards that are false beyond its end and where `live` is.
+    fn line_elements(
+        &mut self,
+        lines: &Lines<'_>,
+        line: Idx,
+        places: &[Idx],
+        live: Option<Val>,
+    ) -> Vec<(Val, Option<Val>)> {
         let end = Idx::constant(lines.n as i64);
         let points: Vec<Coords> =
             places.iter().map(|&p| self.line_point(lines.shape, lines.shape.len() - 1, line, p)).collect();
@@ -202,14 +209,17 @@ impl Lowerer<'_> {
                 self.b.and_guard(inside, live)
             })
             .collect();
-        let elements = lines.keys.load(self, &points, &guards);
+        lines.keys.load(self, &points, &guards).into_iter().zip(guards).collect()
+    }
+
+    /// The records at some places of a line; beyond its end, or where `live` is false, what stands after all others.
+    fn line_records(&mut self, lines: &Lines<'_>, line: Idx, places: &[Idx], live: Option<Val>) -> Vec<Record> {
         let ty = lines.keys.view.dtype;
         let last = self.last_record(ty);
-        elements
+        self.line_elements(lines, line, places, live)
             .into_iter()
             .zip(places)
-            .zip(guards)
-            .map(|((x, &place), guard)| {
+            .map(|((x, guard), &place)| {
                 let position = index::to_val(&mut self.b, place, Ty::B32);
                 let record = self.record(ty, lines.descending, x, position);
                 match guard {

@@ -16,7 +16,7 @@ pub fn is_wide(ty: DType) -> bool {
 
 impl Lowerer<'_> {
     /// The key of an element as an unsigned b32 or b64. NaN is the largest.
-    fn order_key(&mut self, ty: DType, descending: bool, x: Val) -> Val {
+    pub(super) fn order_key(&mut self, ty: DType, descending: bool, x: Val) -> Val {
         let v = self.comparable(ty, x);
         let b = &mut self.b;
         let class = if is_wide(ty) { Ty::B64 } else { Ty::B32 };
