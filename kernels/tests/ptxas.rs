@@ -44,6 +44,11 @@ const SPILLS: [(&str, usize, &str); 11] = [
          and the matrix before and after it; V4 has 4 x 4",
     ),
     (
+        "per_channel_cast_and_transpose",
+        24,
+        "a small problem with f32 scale factors: the slow path of a division, taken for all elements of a thread at once",
+    ),
+    (
         "reverse_kl",
         88,
         "only where rows are not aligned: every element has a guard of its own, in a block of 512 threads",
