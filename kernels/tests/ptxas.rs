@@ -35,18 +35,11 @@ const SPILLS: [(&str, usize, &str); 12] = [
     ("grouped_gemm", 184, "only where tensors are not aligned: as block_scaled_gemm, and rows have a guard each"),
     ("k_grouped_scaled_gemm", 256, "only where tensors are not aligned: as block_scaled_gemm"),
     ("masked_gemm", 200, "only where tensors are not aligned: as grouped_gemm"),
-    (
-        "mhc_split_backward",
-        16,
-        "only where rows are not aligned: the assembler keeps to 64 registers, with which four blocks share an SM, for one \
-         word of a thread",
-    ),
     ("mhc_sinkhorn", 132, "a small problem has 8 x 8 cells in the registers of one thread, twice; V4 has 4 x 4"),
     (
-        "mhc_sinkhorn_backward",
-        768,
-        "a small problem has 8 x 8 cells in the registers of one thread, four times: the gradient before and after a step \
-         and the matrix before and after it; V4 has 4 x 4",
+        "per_channel_cast_and_transpose",
+        24,
+        "a small problem with f32 scale factors: the slow path of a division, taken for all elements of a thread at once",
     ),
     (
         "reverse_kl",

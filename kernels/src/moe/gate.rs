@@ -47,9 +47,9 @@ pub fn gate<I: Int>(
     for (i, e) in t.parallel((rows, experts)) {
         keys[(i, e)] = scorer.key(i, logits_s[(i, e)]) + bias[e];
     }
-    let (best, chosen) = (t.fragment::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
-    t.topk(keys, best, chosen);
-    let scores = t.shared::<f32, 2>([rows, k]);
+    // The best keys make room for their scores.
+    let (scores, chosen) = (t.shared::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
+    t.topk(keys, scores, chosen);
     for (i, j) in t.parallel((rows, lanes(k))) {
         let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].to_index())]);
         if j < k {

@@ -60,7 +60,7 @@ impl Default for RouteConfig {
             ep_ranks: 0,
             tp_ranks: 1,
             physical_experts: 0,
-            tokens: 8,
+            tokens: 4,
             threads: 128,
         }
     }
@@ -127,8 +127,9 @@ pub fn top2_sum_gate<I: Int>(
     if cfg.groups > 0 {
         mask_groups(t, keys, cfg.groups, cfg.kept_groups);
     }
-    let (best, chosen) = (t.fragment::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
-    t.topk(keys, best, chosen);
+    // The best keys make room for their scores.
+    let (scores, chosen) = (t.shared::<f32, 2>([rows, k]), t.shared::<i32, 2>([rows, k]));
+    t.topk(keys, scores, chosen);
     if cfg.fixed {
         for (i, j) in t.parallel((rows, lanes(k))) {
             if j < k {
@@ -137,7 +138,6 @@ pub fn top2_sum_gate<I: Int>(
             }
         }
     }
-    let scores = t.shared::<f32, 2>([rows, k]);
     for (i, j) in t.parallel((rows, lanes(k))) {
         let score = scorer.score(i, logits_s[(i, chosen[(i, j.min(k - 1))].max(0).to_index())]);
         if j < k {
