@@ -29,7 +29,7 @@ pub struct ExpandConfig {
 
 impl Default for ExpandConfig {
     fn default() -> ExpandConfig {
-        ExpandConfig { sf_column_major: false, bm: 8, bn: 1024, threads: 128 }
+        ExpandConfig { sf_column_major: false, bm: 8, bn: 512, threads: 128 }
     }
 }
 

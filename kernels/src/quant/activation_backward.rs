@@ -61,7 +61,7 @@ pub struct ActivationBackwardConfig {
 
 impl Default for ActivationBackwardConfig {
     fn default() -> ActivationBackwardConfig {
-        ActivationBackwardConfig { clamp: true, weighted: true, bm: 1, bn: 512, threads: 128 }
+        ActivationBackwardConfig { clamp: true, weighted: true, bm: 1, bn: 1024, threads: 128 }
     }
 }
 
@@ -193,7 +193,7 @@ impl LibraryKernel for Entry {
         };
         match scale {
             Scale::Small => {
-                let small = ActivationBackwardConfig { bm: 2, bn: 64, ..cfg };
+                let small = ActivationBackwardConfig { bm: 2, bn: 64, threads: 32, ..cfg };
                 vec![
                     case(0, 64, 10.0, small),
                     case(1, 64, 10.0, small),

@@ -155,10 +155,13 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
             }
         }
     }
-    let (of_groups, total) = (per_group(), t.fragment::<f32, 0>([]));
-    t.reduce_sum(products, of_groups, 1);
+    // Terms of both signs cancel: the sums of the columns are added up in f64.
+    let (sums, of_groups, total) =
+        (t.fragment::<f64, 2>(shape), t.fragment::<f64, 1>([bn / group]), t.fragment::<f64, 0>([]));
+    t.cast(products, sums);
+    t.reduce_sum(sums, of_groups, 1);
     t.reduce_sum(of_groups, total, 0);
-    dweight[row] = total[[]];
+    dweight[row] = total[[]].cast::<f32>();
 }
 
 /// The library's entry.

@@ -4,7 +4,7 @@ use super::index::{self, Idx};
 use super::value::Scalar;
 use super::{Lowerer, Result};
 use crate::ptx::simt::{SimtOp, Special, Ty};
-use zellige_ir::{EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
+use zellige_ir::{Buffer, EntityId, Indices, LoopKind, Op, OpKind, Region, Value};
 
 /// Copies of a body that an unrolled loop may become.
 const MAX_UNROLL: i64 = 64;
@@ -84,12 +84,7 @@ impl Lowerer<'_> {
         let ty = if narrow { Ty::B32 } else { Ty::B64 };
         let [lo, hi, by] = [first, extent, step].map(|x| index::to_val(&mut self.b, x, ty));
         let v = self.b.begin_for(ty);
-        let block = self.b.block();
-        for &tensor in self.apart.split.get(&op).into_iter().flatten() {
-            if let Some(view) = self.memory(tensor) {
-                self.b.kernel.objs[view.obj].split.push(block);
-            }
-        }
+        self.note_split(op, &[]);
         let align = first.divisor().min(step.divisor());
         self.env[index.index()] =
             Some(Scalar::Idx(Idx { base: Some(v), off: 0, lo: first.lo, hi: extent.hi - 1, align }));
@@ -97,6 +92,17 @@ impl Lowerer<'_> {
         self.flush();
         self.b.end_for(v, lo, hi, by, true);
         Ok(())
+    }
+
+    /// Tells barrier insertion of which tensors each turn of a loop, whose body is open, has a part of its own. Those `besides` are
+    /// touched by other turns, too.
+    pub(super) fn note_split(&mut self, op: Op, besides: &[Buffer]) {
+        let body = self.b.block();
+        for &tensor in self.apart.split.get(&op).into_iter().flatten().filter(|t| !besides.contains(t)) {
+            if let Some(view) = self.memory(tensor) {
+                self.b.kernel.objs[view.obj].split.push(body);
+            }
+        }
     }
 
     pub(super) fn if_op(&mut self, op: Op, cond: Value, then_body: Region, else_body: Region) -> Result {

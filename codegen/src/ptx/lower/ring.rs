@@ -26,6 +26,8 @@ use zellige_ir::{
 #[derive(Clone, Debug)]
 struct Producer {
     op: Op,
+    /// The tensor that it reads.
+    source: Buffer,
     buffer: Buffer,
     view: View,
     /// Bytes of one slot.
@@ -89,6 +91,9 @@ impl Lowerer<'_> {
         let ty = if extent.is_narrow() && extent.hi < 1 << 30 { Ty::B32 } else { Ty::B64 };
         let [lo, hi, one] = [Idx::constant(0), extent, Idx::constant(1)].map(|x| index::to_val(&mut self.b, x, ty));
         let v = self.b.begin_for(ty);
+        // Their copies are read turns ahead.
+        let sources: Vec<Buffer> = producers.iter().map(|p| p.source).collect();
+        self.note_split(op, &sources);
         let k = Idx::new(v, 0, extent.hi - 1, 1);
         self.b.push(SimtOp::CpAsyncWait { pending: (slots - 2) as u32 });
         self.meet(op, "the copies of all threads have landed, and the slot filled next is free", producers);
@@ -240,7 +245,10 @@ impl Lowerer<'_> {
             cache: Cache::Default,
             checked: false,
         };
-        Producer { op, buffer, view, slot_bytes }
+        let (OpKind::Copy { src, .. } | OpKind::Gather { src, .. }) = &self.func.ops[op].kind else {
+            unreachable!("only copies and gathers run ahead")
+        };
+        Producer { op, source: src.buffer, buffer, view, slot_bytes }
     }
 
     fn slot_view(&mut self, p: &Producer, slot: Idx) -> View {
