@@ -11,6 +11,7 @@ many bytes in one piece. Both change a sign, which needs no table.
 import argparse
 import itertools
 import json
+import math
 import pathlib
 
 import torch
@@ -57,7 +58,8 @@ def main():
         "sin": angles.sin(),
         "x": x,
     }
-    run = launch.Kernel(emitted, tensors, {}, {"tokens": TOKENS, "table": CONTEXT})
+    grid = (math.ceil(TOKENS / emitted["config"]["tokens"]), math.ceil(HEADS / emitted["config"]["heads"]))
+    run = launch.Kernel(emitted, tensors, {}, {"tokens": TOKENS, "table": CONTEXT}, grid)
     run()
     us = launch.times(run, flush, args.launches)
     same = quickest(x, DIM, DIM - 2 * PAIRS, flush, args.launches)
