@@ -10,8 +10,10 @@
 use crate::ptx::simt::{Block, Def, Effect, Fields, Inst, InstData, Kernel, SimtOp, Space, Ty, Val, ValDef, Vals, Var};
 use zellige_ir::hash::FastMap;
 
-/// Registers that sums and operands may take together: with addresses, a thread has 255.
-const MAX_WORDS: usize = 208;
+/// Registers of a multiprocessor, the most that a thread has, and what addresses and guards take of them.
+const REGISTERS: usize = 1 << 16;
+const MAX_REGISTERS: usize = 255;
+const OTHERS: usize = 47;
 
 /// Sums of one instruction tile over the steps of an iteration.
 #[derive(Debug)]
@@ -135,7 +137,8 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
         reads.push((step, inst));
     }
     let words = chains.iter().map(|c| c.vars.len()).sum::<usize>() + 2 * carried.len();
-    if !wanted.is_empty() || words > MAX_WORDS {
+    let registers = (REGISTERS / k.threads as usize).min(MAX_REGISTERS);
+    if !wanted.is_empty() || words + OTHERS > registers {
         return None;
     }
     let first = insts.iter().position(|&i| matches!(op(i), SimtOp::LdMatrix { .. }))?;
