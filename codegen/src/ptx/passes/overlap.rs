@@ -8,7 +8,7 @@
 //! its order. CUTLASS's `MmaMultistage` reads ahead in the same way.
 
 use crate::ptx::simt::{Block, Def, Effect, Fields, Inst, InstData, Kernel, SimtOp, Space, Ty, Val, ValDef, Vals, Var};
-use zellige_ir::hash::FastMap;
+use zellige_ir::hash::{FastMap, FastSet};
 
 /// Registers of a multiprocessor, the most that a thread has, and what addresses and guards take of them.
 const REGISTERS: usize = 1 << 16;
@@ -28,6 +28,8 @@ struct Chain {
 #[derive(Debug)]
 struct Plan {
     chains: Vec<Chain>,
+    /// The products of each step in program order, each with the number of its chain.
+    steps: Vec<Vec<(usize, Inst)>>,
     /// Reads of operands, each with the first step that wants it, in program order.
     reads: Vec<(usize, Inst)>,
     /// Operands of the last step.
@@ -50,7 +52,7 @@ pub fn run(k: &mut Kernel, explain: &mut Vec<String>) {
                 let span = &k.spans[k.insts[inst].span as usize];
                 explain.push(format!(
                     "pipeline: the loop at {span} multiplies its last step of {} while the first one of the next iteration is read",
-                    plan.chains[0].products.len()
+                    plan.steps.len()
                 ));
                 at = apply(k, block, at, body, &plan);
             }
@@ -68,6 +70,7 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
     let used_once = |v: Val| uses.get(&v) == Some(&1);
 
     let mut chains: Vec<Chain> = Vec::new();
+    let mut steps: Vec<Vec<(usize, Inst)>> = Vec::new();
     // The chain and the step that each product belongs to.
     let mut place: FastMap<Inst, (usize, usize)> = FastMap::default();
     for &inst in insts {
@@ -99,13 +102,17 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
         };
         chains[chain].products.push(inst);
         place.insert(inst, (chain, step));
+        steps.resize(steps.len().max(step + 1), Vec::new());
+        steps[step].push((chain, inst));
     }
-    let steps = chains.first()?.products.len();
+    if chains.is_empty() {
+        return None;
+    }
     let sets: FastMap<Val, Var> =
         insts.iter().filter_map(|&i| if let SimtOp::Set { var, x } = *op(i) { Some((x, var)) } else { None }).collect();
     for Chain { vars, products } in &chains {
         let SimtOp::Mma { outs, .. } = op(*products.last()?) else { return None };
-        if products.len() != steps || !outs.iter().zip(vars).all(|(d, var)| sets.get(&d.0) == Some(var)) {
+        if products.len() != steps.len() || !outs.iter().zip(vars).all(|(d, var)| sets.get(&d.0) == Some(var)) {
             return None;
         }
     }
@@ -119,7 +126,7 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
         for &v in a.iter().chain(b) {
             let entry = wanted.entry(v).or_insert((step, 0));
             *entry = (entry.0.min(step), entry.1 + 1);
-            if step + 1 == steps && !carried.contains(&v) {
+            if step + 1 == steps.len() && !carried.contains(&v) {
                 carried.push(v);
             }
         }
@@ -147,6 +154,7 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
     let copies = copies(k, &insts[..first]);
     insts[first..=last].iter().all(|&i| free(op(i))).then_some(Plan {
         chains,
+        steps,
         reads,
         carried,
         copies,
@@ -189,107 +197,95 @@ fn copies(k: &Kernel, before: &[Inst]) -> Vec<Inst> {
 
 /// Reorders the loop at position `at` of `block`; returns its new position.
 fn apply(k: &mut Kernel, block: Block, at: usize, body: Block, plan: &Plan) -> usize {
-    let Plan { chains, reads, carried, copies, span: (first, last) } = plan;
-    let steps = chains[0].products.len();
-    let vars: FastMap<Val, Var> = carried.iter().map(|&v| (v, k.vars.push(k.ty(v)))).collect();
-    let old = std::mem::take(&mut k.blocks[body]);
-    let is_product = |i: &Inst| chains.iter().any(|c| c.products.contains(i));
-
+    let vars: FastMap<Val, Var> = plan.carried.iter().map(|&v| (v, k.vars.push(k.ty(v)))).collect();
+    let mut rest = k.blocks[block].split_off(at);
+    let inst = rest.remove(0);
+    let span = k.insts[inst].span;
     // Before the loop there is nothing to multiply.
-    let around = k.blocks[block].split_off(at);
-    let span = k.insts[around[0]].span;
     let zero = k.constant(Ty::B32, 0);
-    for v in carried {
+    for v in &plan.carried {
         k.append(block, SimtOp::Set { var: vars[v], x: zero }, span);
     }
     let at = k.blocks[block].len();
-    k.blocks[block].push(around[0]);
-
-    // Within it.
-    let moved = |i: &Inst| is_product(i) || copies.contains(i) || reads.iter().any(|(_, r)| r == i);
-    k.blocks[body].extend(old[..=*last].iter().filter(|i| !moved(i)));
-    let phase =
-        old[..*first].iter().rev().map(|&i| &k.insts[i].op).find(|op| matches!(op, SimtOp::Phase { .. })).cloned();
-    let mut product_span = 0;
-    let in_order: Vec<Vec<Inst>> = {
-        let mut by_step = vec![Vec::new(); steps];
-        for &inst in old.iter().filter(|i| is_product(i)) {
-            let step = chains.iter().find_map(|c| c.products.iter().position(|p| *p == inst)).unwrap_or(0);
-            by_step[step].push(inst);
-        }
-        by_step
-    };
-    for step in 0..steps {
-        k.blocks[body].extend(reads.iter().filter(|(s, _)| *s == step).map(|(_, r)| *r));
-        if step > 0 {
-            k.blocks[body].extend_from_slice(&in_order[step - 1]);
-            continue;
-        }
-        if !copies.is_empty() {
-            k.blocks[body].extend_from_slice(copies);
-            if let Some(phase) = &phase {
-                k.append(body, phase.clone(), span);
-            }
-        }
-        let held = read_all(k, body, &vars, span);
-        for &inst in &in_order[steps - 1] {
-            let InstData { op, span } = k.insts[inst].clone();
-            product_span = span;
-            let chain = chains.iter().find(|c| c.products.contains(&inst));
-            let starts = chain.and_then(|c| match &k.insts[c.products[0]].op {
-                SimtOp::Mma { c, .. } => Some(c.clone()),
-                _ => None,
-            });
-            let (Some(chain), Some(starts)) = (chain, starts) else { continue };
-            let sums = product(k, body, &op, &held, starts, span);
-            if steps > 1
-                && let SimtOp::Mma { c, .. } = &mut k.insts[chain.products[0]].op
-            {
-                *c = sums;
-            } else {
-                for (&var, x) in chain.vars.iter().zip(sums) {
-                    k.append(body, SimtOp::Set { var, x }, span);
-                }
-            }
-        }
-    }
-    for v in carried {
-        k.append(body, SimtOp::Set { var: vars[v], x: *v }, product_span);
-    }
-    // What stored the last step's sums stores those of the step before.
-    for &inst in &old[last + 1..] {
-        let mut kept = true;
-        if let SimtOp::Set { x, .. } = k.insts[inst].op
-            && let ValDef::Inst(by) = k.vals[x].def
-            && let Some(chain) = chains.iter().find(|c| c.products.last() == Some(&by))
-        {
-            kept = steps > 1;
-            if kept {
-                let place = outs(k, by).iter().position(|&v| v == x).unwrap_or(0);
-                let before = outs(k, chain.products[steps - 2])[place];
-                if let SimtOp::Set { x, .. } = &mut k.insts[inst].op {
-                    *x = before;
-                }
-            }
-        }
-        if kept {
-            k.blocks[body].push(inst);
-        }
-    }
-
+    k.blocks[block].push(inst);
+    reorder(k, body, plan, &vars, span);
     // The last step of the last iteration.
     let held = read_all(k, block, &vars, span);
-    for &inst in &in_order[steps - 1] {
+    for &(chain, inst) in plan.steps.last().into_iter().flatten() {
         let InstData { op, span } = k.insts[inst].clone();
-        let Some(chain) = chains.iter().find(|c| c.products.contains(&inst)) else { continue };
-        let starts = chain.vars.iter().map(|&var| read(k, block, var, span)).collect();
+        let vars = &plan.chains[chain].vars;
+        let starts = vars.iter().map(|&var| read(k, block, var, span)).collect();
         let sums = product(k, block, &op, &held, starts, span);
-        for (&var, x) in chain.vars.iter().zip(sums) {
-            k.append(block, SimtOp::Set { var, x }, span);
+        set_all(k, block, vars, sums, span);
+    }
+    k.blocks[block].extend(rest);
+    at
+}
+
+/// Puts the body of the loop in its new order; `vars` are those of the carried operands.
+fn reorder(k: &mut Kernel, body: Block, plan: &Plan, vars: &FastMap<Val, Var>, loop_span: u32) {
+    let Plan { chains, steps, reads, carried, copies, span: (first, last) } = plan;
+    let old = std::mem::take(&mut k.blocks[body]);
+    let products = steps.iter().flatten().map(|&(_, inst)| inst);
+    let moved: FastSet<Inst> = products.chain(copies.iter().copied()).chain(reads.iter().map(|&(_, r)| r)).collect();
+    k.blocks[body].extend(old[..=*last].iter().filter(|i| !moved.contains(i)));
+    let read_of = |k: &mut Kernel, step: usize| {
+        k.blocks[body].extend(reads.iter().filter(|(s, _)| *s == step).map(|(_, r)| *r));
+    };
+    read_of(k, 0);
+    if !copies.is_empty() {
+        k.blocks[body].extend_from_slice(copies);
+        // What follows belongs to the phase of the reads again.
+        let phases = old[..*first].iter().rev().map(|&i| &k.insts[i].op);
+        if let Some(phase) = phases.into_iter().find(|op| matches!(op, SimtOp::Phase { .. })).cloned() {
+            k.append(body, phase, loop_span);
         }
     }
-    k.blocks[block].extend_from_slice(&around[1..]);
-    at
+    // The last step of the iteration before: the first one of this goes on from its sums.
+    let held = read_all(k, body, vars, loop_span);
+    let mut span = loop_span;
+    for &(chain, inst) in &steps[steps.len() - 1] {
+        let op = k.insts[inst].op.clone();
+        span = k.insts[inst].span;
+        let Chain { vars, products } = &chains[chain];
+        let SimtOp::Mma { c, .. } = &k.insts[products[0]].op else { continue };
+        let sums = product(k, body, &op, &held, c.clone(), span);
+        match &mut k.insts[products[0]].op {
+            SimtOp::Mma { c, .. } if products.len() > 1 => *c = sums,
+            _ => set_all(k, body, vars, sums, span),
+        }
+    }
+    for step in 1..steps.len() {
+        read_of(k, step);
+        k.blocks[body].extend(steps[step - 1].iter().map(|&(_, inst)| inst));
+    }
+    for v in carried {
+        k.append(body, SimtOp::Set { var: vars[v], x: *v }, span);
+    }
+    // What stored the sums of the last step stores those of the step before.
+    let mut before: FastMap<Val, Option<Val>> = FastMap::default();
+    for Chain { products, .. } in chains {
+        let earlier = products.len().checked_sub(2).map(|i| outs(k, products[i]));
+        let last = outs(k, products[products.len() - 1]);
+        before.extend(last.iter().enumerate().map(|(i, &v)| (v, earlier.as_ref().map(|e| e[i]))));
+    }
+    for &inst in &old[last + 1..] {
+        if let SimtOp::Set { x, .. } = &mut k.insts[inst].op
+            && let Some(&sum) = before.get(x)
+        {
+            match sum {
+                Some(sum) => *x = sum,
+                None => continue,
+            }
+        }
+        k.blocks[body].push(inst);
+    }
+}
+
+fn set_all(k: &mut Kernel, block: Block, vars: &[Var], values: Vals, span: u32) {
+    for (&var, x) in vars.iter().zip(values) {
+        k.append(block, SimtOp::Set { var, x }, span);
+    }
 }
 
 fn outs(k: &Kernel, inst: Inst) -> Vals {
