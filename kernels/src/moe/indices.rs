@@ -133,6 +133,10 @@ impl LibraryKernel for MaskEntry {
             let name = format!("t={tokens} k={k} e={experts} ep={ep_ranks} tp={tp_ranks} rank={tp_rank} {dtype}");
             let cfg = RankConfig { experts, ep_ranks, tp_ranks, ..RankConfig::default() };
             Case::new(name, cfg, move |cfg| {
+                if cfg.experts < k {
+                    let few = format!("a token has {k} different experts, and `experts` is {}", cfg.experts);
+                    return Err(ProblemError::Unsupported(few));
+                }
                 let ids = random_ids(&mut Inputs::new(10), tokens, cfg.experts, k);
                 let args = vec![
                     Value::Tensor(int_tensor(dtype, &[tokens, k], &ids)?),
