@@ -162,7 +162,7 @@ fn plan(k: &Kernel, body: Block) -> Option<Plan> {
     })
 }
 
-/// What starts the copies of a later iteration, if nothing but that stands between the barrier of this one and the reads.
+/// What starts the copies of a later iteration, if nothing but that stands between where threads meet in this one and the reads.
 fn copies(k: &Kernel, before: &[Inst]) -> Vec<Inst> {
     let op = |inst: Inst| &k.insts[inst].op;
     let is_pure = |op: &SimtOp| op.effect() == Effect::Pure || matches!(op, SimtOp::Get { .. });
@@ -180,14 +180,14 @@ fn copies(k: &Kernel, before: &[Inst]) -> Vec<Inst> {
         only
     };
     let position = |wanted: &dyn Fn(&SimtOp) -> bool| before.iter().rposition(|&i| wanted(op(i)));
-    let (Some(bar), Some(commit)) =
-        (position(&|op| matches!(op, SimtOp::Bar {})), position(&|op| matches!(op, SimtOp::CpAsyncCommit {})))
+    let meets = |op: &SimtOp| matches!(op, SimtOp::Phase { id } if !k.phases[*id].rings.is_empty());
+    let (Some(meeting), Some(commit)) = (position(&meets), position(&|op| matches!(op, SimtOp::CpAsyncCommit {})))
     else {
         return Vec::new();
     };
     let rest = before.get(commit + 1..).unwrap_or_default();
     let only_marks = rest.iter().all(|&i| is_pure(op(i)) || matches!(op(i), SimtOp::Phase { .. }));
-    match before.get(bar + 1..=commit) {
+    match before.get(meeting + 1..=commit) {
         Some(ahead) if only_marks && ahead.iter().all(|&i| starts(i)) => {
             ahead.iter().copied().filter(|&i| !is_pure(op(i))).collect()
         }
