@@ -358,10 +358,7 @@ impl Lowerer<'_> {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
         }
         let v = self.b.begin_for(Ty::B32);
-        // Blocks that add up their runs hand parts of sums to each other, from turn to turn.
-        if plan.spread() == 1 {
-            self.turns_are_blocks();
-        }
+        self.turns_are_blocks();
         self.at_block(plan, &extents, v, body)?;
         self.b.end_for(v, first, total, step, true);
         Ok(())

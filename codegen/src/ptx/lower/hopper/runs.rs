@@ -250,7 +250,8 @@ impl Lowerer<'_> {
         let b = &mut self.b;
         let base = b.shared_addr(rings.barriers);
         let addr = Addr { base, offset: (MBARRIER * (h.first + 1)) as i32, obj: rings.barriers };
-        // Lane `r` of each warp tells block `r`.
+        // Lane `r` of each warp tells block `r`, once all its lanes have read.
+        b.push(SimtOp::BarWarp {});
         let (lane, count) = (b.special(Special::LaneId), b.c32(rings.plan.spread() as i64));
         let (some, other) = (b.setp(Cmp::Lt, Num::S32, lane, count), b.setp(Cmp::Gt, Num::S32, lane, zero));
         let guard = b.and_guard(Some(some), Some(other));
