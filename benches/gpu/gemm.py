@@ -75,9 +75,12 @@ def all_shapes():
     return list(dict.fromkeys(ANCHORS + shapes))
 
 
-def parse(shape):
-    m, n, k = (int(x) for x in shape.split("x"))
-    return m, n, k
+def prepared(kernel, a, b, c):
+    """The kernel on tensors that lie as its config wants."""
+    config, (m, n) = kernel["config"], c.shape
+    dims = {"a0": a.shape[0], "a1": a.shape[1], "m": m, "n": n}
+    grid = (math.ceil(n / config["bn"]), math.ceil(m / config["bm"]))
+    return launch.Kernel(kernel, {"a": a, "b": b, "c": c}, {"alpha": 1.0}, dims, grid)
 
 
 def name_of(settings):
@@ -99,9 +102,7 @@ def measure(shape, emitted, flush, launches):
         ours_b = b.t().contiguous() if config["b_transposed"] else b
         left = ours_a.t() if config["a_transposed"] else ours_a
         right = ours_b if config["b_transposed"] else ours_b.t()
-        dims = {"a0": ours_a.shape[0], "a1": ours_a.shape[1], "m": m, "n": n}
-        grid = (math.ceil(n / config["bn"]), math.ceil(m / config["bm"]))
-        run = launch.Kernel(kernel, {"a": ours_a, "b": ours_b, "c": c}, {"alpha": 1.0}, dims, grid)
+        run = prepared(kernel, ours_a, ours_b, c)
         peer = lambda: torch.mm(left, right, out=want)
         c.fill_(float("nan"))
         for _ in range(3):
@@ -158,7 +159,7 @@ def summary(rows):
             if shape not in best or row["of_cublas"] > best[shape]:
                 best[shape] = row["of_cublas"]
     means = {}
-    for few, some in (("m<=128", [v for s, v in best.items() if parse(s)[0] <= 128]), ("m>128", [v for s, v in best.items() if parse(s)[0] > 128])):
+    for few, some in (("m<=128", [v for s, v in best.items() if launch.parse_shape(s)[0] <= 128]), ("m>128", [v for s, v in best.items() if launch.parse_shape(s)[0] > 128])):
         if some:
             means[few] = {"geometric_mean": round(math.exp(sum(map(math.log, some)) / len(some)), 3), "least": min(some), "shapes": len(some)}
     return best, means
@@ -168,14 +169,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zellige", default="target/release/zellige")
     parser.add_argument("--target", default="sm_90a")
-    parser.add_argument("--shape", dest="shapes", action="append", type=parse)
+    parser.add_argument("--shape", dest="shapes", action="append", type=launch.parse_shape)
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--configs", type=pathlib.Path)
     parser.add_argument("--launches", type=int, default=launch.LAUNCHES)
     parser.add_argument("--save", type=pathlib.Path)
     args = parser.parse_args()
     by_shape = json.loads(args.configs.read_text()) if args.configs else {}
-    shapes = args.shapes or ([parse(s) for s in by_shape] if by_shape else all_shapes())
+    shapes = args.shapes or ([launch.parse_shape(s) for s in by_shape] if by_shape else all_shapes())
     wanted = {}
     for m, n, k in shapes:
         for settings in dict.fromkeys(["", *args.sets, *by_shape.get(f"{m}x{n}x{k}", [])]):

@@ -9,12 +9,8 @@ learn the name of its kernel, and times every tile, stage count and swizzle of t
 the peer, timed again with ours in turn; torch.mm (wgmma) is timed beside both.
 """
 
-import argparse
 import ctypes
 import itertools
-import json
-import math
-import pathlib
 import sys
 
 import torch
@@ -154,9 +150,7 @@ def measure(shape, emitted, flush, launches):
     rows = []
     for settings, kernel in launch.working(shape, emitted, rows):
         config = kernel["config"]
-        dims = {"a0": m, "a1": k, "m": m, "n": n}
-        grid = (math.ceil(n / config["bn"]), math.ceil(m / config["bm"]))
-        run = launch.Kernel(kernel, {"a": a, "b": b, "c": c}, {"alpha": 1.0}, dims, grid)
+        run = gemm.prepared(kernel, a, b, c)
         c.fill_(float("nan"))
         for _ in range(3):
             run()
@@ -199,34 +193,16 @@ def measure(shape, emitted, flush, launches):
     return rows
 
 
+def emit(m, n, k):
+    return {"kernel": "gemm", "target": "sm_80", "dims": {"m": m, "b0": n, "b1": k}}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zellige", default="target/release/zellige")
-    parser.add_argument("--shape", dest="shapes", action="append", type=gemm.parse)
-    parser.add_argument("--set", dest="sets", action="append", default=[])
-    parser.add_argument("--launches", type=int, default=launch.LAUNCHES)
-    parser.add_argument("--save", type=pathlib.Path)
-    args = parser.parse_args()
-    shapes = args.shapes or SHAPES
-    wanted = {}
-    for m, n, k in shapes:
-        for settings in dict.fromkeys(["", *args.sets]):
-            emit = {"zellige": args.zellige, "kernel": "gemm", "target": "sm_80", "dims": {"m": m, "b0": n, "b1": k}}
-            wanted[(m, n, k), settings] = emit | {"settings": [s for s in settings.split(",") if s]}
-    flush = launch.flush_buffer()
-    emitted = launch.emit_all(wanted)
-    rows = []
-    for shape in shapes:
-        rows += measure(shape, {s: e for (of, s), e in emitted.items() if of == shape}, flush, args.launches)
-        if args.save:
-            document = launch.document(
-                "bf16 products through mma.sync (target sm_80), C = A B^T, beside the quickest of cuBLAS's kernels of that "
-                "instruction family (every algorithm, tile, stage count and swizzle of cublasLt) and beside torch.mm (wgmma)",
-                launch.method(args.launches),
-                rows=rows,
-            )
-            args.save.write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if any("message" in row for row in rows) else 0
+    what = (
+        "bf16 products through mma.sync (target sm_80), C = A B^T, beside the quickest of cuBLAS's kernels of that instruction "
+        "family (every algorithm, tile, stage count and swizzle of cublasLt) and beside torch.mm (wgmma)"
+    )
+    return launch.compare_shapes(__doc__, SHAPES, emit, measure, what)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ Needs a GPU and PyTorch built for it. `ptxas` of CUDA's toolkit assembles the PT
 time; the driver does if not.
 """
 
+import argparse
 import concurrent.futures
 import ctypes
 import datetime
 import functools
 import json
 import os
+import pathlib
 import shutil
 import statistics
 import subprocess
@@ -263,3 +265,41 @@ def document(what, method, **more):
         "method": method,
         **more,
     }
+
+
+def parse_shape(shape):
+    """M, N and K of a product written as MxNxK."""
+    try:
+        m, n, k = (int(x) for x in shape.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"`{shape}` is not of the form MxNxK") from None
+    return m, n, k
+
+
+def compare_shapes(description, shapes, emit_of, measure, what):
+    """The command line of a script that times products beside a peer; returns its exit status.
+
+    `emit_of(m, n, k)` gives what [`emit`] wants but for the command and the settings; `measure(shape, emitted, flush, launches)` the
+    rows of a shape, `emitted` by settings.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zellige", default="target/release/zellige")
+    parser.add_argument("--shape", dest="shapes", action="append", type=parse_shape)
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("--launches", type=int, default=LAUNCHES)
+    parser.add_argument("--save", type=pathlib.Path)
+    args = parser.parse_args()
+    shapes = args.shapes or shapes
+    wanted = {}
+    for shape in shapes:
+        for settings in dict.fromkeys(["", *args.sets]):
+            changes = {"zellige": args.zellige, "settings": [s for s in settings.split(",") if s]}
+            wanted[shape, settings] = emit_of(*shape) | changes
+    flush = flush_buffer()
+    emitted = emit_all(wanted)
+    rows = []
+    for shape in shapes:
+        rows += measure(shape, {s: e for (of, s), e in emitted.items() if of == shape}, flush, args.launches)
+        if args.save:
+            args.save.write_text(json.dumps(document(what, method(args.launches), rows=rows), indent=1) + "\n")
+    return 1 if any("message" in row for row in rows) else 0

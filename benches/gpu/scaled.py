@@ -11,16 +11,12 @@ CUDA events around one launch, 256 MB written before each (cold L2 cache); 30 la
 medians.
 """
 
-import argparse
-import json
 import math
-import pathlib
 import sys
 
 import torch
 from torch.nn.functional import ScalingType, scaled_mm
 
-import gemm
 import launch
 
 # Shapes of DeepGEMM's tests and of DeepSeek-V4's FP8 layers.
@@ -113,34 +109,14 @@ def measure(shape, emitted, flush, launches):
     return rows
 
 
+def emit(m, n, k):
+    groups = {"a_sf0": m, "a_sf1": k // GROUP, "b_sf0": n // GROUP, "b_sf1": k // GROUP}
+    return {"kernel": "block_scaled_gemm", "dims": {"m": m, "n": n, "k": k} | groups}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zellige", default="target/release/zellige")
-    parser.add_argument("--shape", dest="shapes", action="append", type=gemm.parse)
-    parser.add_argument("--set", dest="sets", action="append", default=[])
-    parser.add_argument("--launches", type=int, default=launch.LAUNCHES)
-    parser.add_argument("--save", type=pathlib.Path)
-    args = parser.parse_args()
-    shapes = args.shapes or SHAPES
-    wanted = {}
-    for m, n, k in shapes:
-        groups = {"a_sf0": m, "a_sf1": k // GROUP, "b_sf0": n // GROUP, "b_sf1": k // GROUP}
-        for settings in dict.fromkeys(["", *args.sets]):
-            emit = {"zellige": args.zellige, "kernel": "block_scaled_gemm", "dims": {"m": m, "n": n, "k": k} | groups}
-            wanted[(m, n, k), settings] = emit | {"settings": [s for s in settings.split(",") if s]}
-    flush = launch.flush_buffer()
-    emitted = launch.emit_all(wanted)
-    rows = []
-    for shape in shapes:
-        rows += measure(shape, {s: e for (of, s), e in emitted.items() if of == shape}, flush, args.launches)
-        if args.save:
-            document = launch.document(
-                "FP8 products with scale factors of 1 x 128 and 128 x 128 elements beside cuBLAS on the same tensors in the same process",
-                launch.method(args.launches),
-                rows=rows,
-            )
-            args.save.write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if any("message" in row for row in rows) else 0
+    what = "FP8 products with scale factors of 1 x 128 and 128 x 128 elements beside cuBLAS on the same tensors in the same process"
+    return launch.compare_shapes(__doc__, SHAPES, emit, measure, what)
 
 
 if __name__ == "__main__":
