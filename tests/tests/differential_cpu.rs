@@ -37,7 +37,7 @@ fn difference(want: &[Arg], got: &[Arg]) -> Option<String> {
 /// Runs a program both ways; says what is wrong.
 fn check(program: &Program, opts: &CpuOptions) -> Result<(), String> {
     let (mut want, mut got) = (program.args.clone(), program.args.clone());
-    Interpreter::new(&program.func).fuel(50_000_000).run(&mut want).map_err(|e| format!("interpreter: {e:?}"))?;
+    Interpreter::new(&program.func).fuel(Program::FUEL).run(&mut want).map_err(|e| format!("interpreter: {e:?}"))?;
     run(&program.func, opts, &mut got).map_err(|e| format!("machine code: {e}"))?;
     match difference(&want, &got) {
         None => Ok(()),

@@ -8,7 +8,7 @@ use zellige_tests::random::{Config, Program, plans};
 
 fn results(func: &Func, args: &[Arg]) -> Result<Vec<Arg>, String> {
     let mut args = args.to_vec();
-    match Interpreter::new(func).fuel(50_000_000).run(&mut args) {
+    match Interpreter::new(func).fuel(Program::FUEL).run(&mut args) {
         Ok(_) => Ok(args),
         Err(errors) => Err(format!("{errors:?}")),
     }

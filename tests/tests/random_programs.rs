@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::HashSet;
 use zellige_ir::interp::Interpreter;
 use zellige_ir::{OpKind, text, verify};
-use zellige_tests::random::{Config, Program, plans};
+use zellige_tests::random::{Config, Plan, Program, Step, plans};
 
 fn configs() -> [Config; 3] {
     [Config::default(), Config::gpu(), Config { transcendental: true, ..Config::default() }]
@@ -27,7 +27,7 @@ proptest! {
 
         let run = |func, seed: Option<u64>| {
             let mut args = args.clone();
-            let interpreter = Interpreter::new(func).fuel(50_000_000);
+            let interpreter = Interpreter::new(func).fuel(Program::FUEL);
             let result = seed.map_or(interpreter.clone(), |s| interpreter.seed(s)).run(&mut args);
             result.map(|_| args)
         };
@@ -46,6 +46,28 @@ fn seeds_are_reproducible_and_differ() {
     let text = |seed| Program::from_seed(seed, &Config::default()).func.canonical_text();
     assert_eq!(text(3), text(3));
     assert_ne!(text(3), text(4));
+}
+
+/// Products of the largest tiles in a loop: those that are too many are left out, and the others run.
+#[test]
+fn large_programs_end() {
+    let product = Step::Gemm { a: 0, b: 0, dtype: 0, start: 0, repeat: 3, from_inputs: false, tf32: false };
+    let load = Step::Load { input: 0, scope: 0, dtype: 0, transposed: false, pad: 0, shift: 0 };
+    let plan = Plan {
+        tiles: [2; 3],
+        rest: [0; 3],
+        blocks: [2; 3],
+        inputs: Vec::new(),
+        threads: 0,
+        panel: 0,
+        steps: vec![load, Step::For { kind: 0, trips: 3, steps: vec![product; 9] }],
+        data: 0,
+    };
+    let Program { func, mut args } = plan.build(&Config::gpu());
+    let mut products = 0;
+    func.walk(func.body, &mut |_, op| products += usize::from(matches!(op.kind, OpKind::Gemm { .. })));
+    assert!((1..9).contains(&products), "{products} products");
+    Interpreter::new(&func).fuel(Program::FUEL).run(&mut args).expect("it ends");
 }
 
 /// The generator reaches the whole language.

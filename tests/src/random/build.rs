@@ -11,6 +11,8 @@ use zellige_ir::{
 const MAX_BLOCKS: usize = 3;
 /// Tiles alive at once; further ones are not made.
 const MAX_TILES: usize = 24;
+/// Steps of the interpreter for all that plans ask for; the rest of [`Program::FUEL`] is for what each program does.
+const MAX_WORK: u64 = Program::FUEL * 4 / 5;
 /// Elements of a local tile.
 const MAX_LOCAL: usize = 64;
 /// Rows that a persistent loop deals out.
@@ -65,6 +67,10 @@ pub(super) struct Builder<'c> {
     pub rows: Buffer,
     pub counters: Buffer,
     pub in_role: bool,
+    /// Times that the step under construction runs, over all blocks.
+    pub runs: u64,
+    /// Steps of the interpreter that may yet be asked for.
+    work_left: u64,
     laid_out: Vec<Buffer>,
 }
 
@@ -159,6 +165,8 @@ impl Plan {
             rows,
             counters,
             in_role: false,
+            runs: (blocks[0] * blocks[1]) as u64,
+            work_left: MAX_WORK,
             laid_out: Vec::new(),
         };
         builder.steps(&self.steps);
@@ -199,6 +207,12 @@ impl Builder<'_> {
             _ if small && !self.config.aligned_fragments => Scope::Local,
             _ => Scope::Shared,
         }
+    }
+
+    /// Counts the work of a step, each time that it runs; `None` if that is too much.
+    pub fn spend(&mut self, work: u64) -> Option<()> {
+        self.work_left = self.work_left.checked_sub(work * self.runs)?;
+        Some(())
     }
 
     /// A new tile, whose elements must be written next; `None` if there are too many.

@@ -42,6 +42,9 @@ pub struct Program {
 }
 
 impl Program {
+    /// Steps of the interpreter within which every program ends.
+    pub const FUEL: u64 = 50_000_000;
+
     /// The program of a seed: the same on every machine.
     pub fn from_seed(seed: u64, config: &Config) -> Program {
         let mut bytes = [0; 32];

@@ -8,6 +8,9 @@ use zellige_ir::{
     ShuffleOp, Value, WarpRole, Window,
 };
 
+/// Steps of the interpreter for an element of a tile, at most.
+const ELEMENT_WORK: u64 = 32;
+
 impl Builder<'_> {
     /// Builds steps in order.
     pub fn steps(&mut self, steps: &[Step]) {
@@ -17,16 +20,31 @@ impl Builder<'_> {
         }
     }
 
-    /// Builds steps in a region of their own: their tiles do not outlive it.
-    fn nested(&mut self, steps: &[Step]) {
-        let (tiles, indices) = (self.tiles.len(), self.indices.len());
+    /// Builds steps in a region of their own, which runs so many times: their tiles do not outlive it.
+    fn nested(&mut self, steps: &[Step], times: u8) {
+        let (tiles, indices, runs) = (self.tiles.len(), self.indices.len(), self.runs);
+        self.runs *= u64::from(times);
         self.steps(steps);
+        self.runs = runs;
         self.tiles.truncate(tiles);
         self.indices.truncate(indices);
     }
 
+    /// Steps of the interpreter for a step alone, without those that it holds.
+    fn work(&self, step: &Step) -> u64 {
+        let extent = self.tile.into_iter().max().unwrap_or(1) as u64;
+        let elements = extent * extent * ELEMENT_WORK;
+        match step {
+            Step::If { .. } | Step::For { .. } | Step::While { .. } | Step::Role { .. } | Step::Hint { .. } => 0,
+            Step::Gemm { repeat, .. } => elements + extent.pow(3) * u64::from(*repeat).max(self.k_steps as u64),
+            Step::Accumulate { trips, .. } => elements * u64::from(trips + 1),
+            _ => elements,
+        }
+    }
+
     /// Builds a step; the tiles it made are all written.
     fn step(&mut self, step: &Step) -> Option<Vec<Tile>> {
+        self.spend(self.work(step))?;
         match step {
             Step::Fill { dtype, shape, scope, value } => {
                 let (dtype, shape) = (self.dtype(*dtype), self.shape(*shape));
@@ -150,19 +168,19 @@ impl Builder<'_> {
             Step::If { cond, then_steps, else_steps } => {
                 let cond = self.condition(cond);
                 let other = self.b.begin_if(cond);
-                self.nested(then_steps);
+                self.nested(then_steps, 1);
                 self.b.close();
                 self.b.open(other);
-                self.nested(else_steps);
+                self.nested(else_steps, 1);
                 self.b.close();
                 None
             }
             Step::For { kind, trips, steps } => {
                 let kinds = [LoopKind::Serial, LoopKind::Unrolled, LoopKind::Pipelined { stages: 2 }];
-                let trips = self.b.index(i64::from(*trips));
-                let index = self.b.begin_for(pick(*kind, &kinds)?, &[trips])[0];
+                let extent = self.b.index(i64::from(*trips));
+                let index = self.b.begin_for(pick(*kind, &kinds)?, &[extent])[0];
                 self.indices.push(index);
-                self.nested(steps);
+                self.nested(steps, *trips);
                 self.indices.pop();
                 self.b.close();
                 None
@@ -170,7 +188,7 @@ impl Builder<'_> {
             Step::While { trips, steps } => self.run_while(*trips, steps),
             Step::Role { consumer, steps } => {
                 if self.in_role || !self.config.hints {
-                    self.nested(steps);
+                    self.nested(steps, 1);
                     return None;
                 }
                 let role = if consumer % 2 == 0 { WarpRole::Producer } else { WarpRole::Consumer(0) };
@@ -178,7 +196,7 @@ impl Builder<'_> {
                 self.b.append(OpKind::Role { role, body });
                 self.b.open(body);
                 self.in_role = true;
-                self.nested(steps);
+                self.nested(steps, 1);
                 self.in_role = false;
                 self.b.close();
                 None
@@ -496,7 +514,7 @@ impl Builder<'_> {
         let cond = self.b.cmp(CmpOp::Gt, left, zero);
         self.b.close();
         self.b.open(body);
-        self.nested(steps);
+        self.nested(steps, trips);
         let left = self.b.load(counter, &[]);
         let less = self.b.sub(left, one);
         self.b.store(counter, &[], less);
