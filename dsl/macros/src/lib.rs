@@ -33,7 +33,8 @@ pub fn tile(args: TokenStream, input: TokenStream) -> TokenStream {
 
 /// Declares the search space of a config struct.
 ///
-/// A field's `#[tune(64, 128, 256)]` or `#[tune(2..=5)]` lists its values; a field without it stays as given.
+/// A field's `#[tune(64, 128, 256)]` or `#[tune(2..=5)]` lists its values; a field without it stays as given. An integer whose
+/// listed values are positive is a size: zero is ruled out, other values may be set.
 /// `#[tune(constraint = bm * bn <= 16384)]` on the struct rules out points; the fields are in scope. Several
 /// constraints must all hold.
 #[proc_macro_derive(Tune, attributes(tune))]

@@ -5,7 +5,7 @@ use quote::quote;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Expr, Fields, Ident, Token};
+use syn::{Data, DeriveInput, Expr, ExprLit, Fields, Ident, Lit, Token, Type};
 
 /// A struct-level `#[tune(constraint = expr)]`.
 struct Constraint(Expr);
@@ -39,6 +39,7 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
     }
     let mut idents = Vec::new();
     let mut rows = Vec::new();
+    let mut sizes = Vec::new();
     for f in &fields.named {
         let id = f.ident.clone().ok_or_else(|| syn::Error::new(f.span(), "fields of a config have names"))?;
         let ty = &f.ty;
@@ -46,6 +47,9 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
         let mut values = quote!(::std::vec::Vec::new());
         for a in f.attrs.iter().filter(|a| a.path().is_ident("tune")) {
             let list = a.parse_args_with(Punctuated::<Expr, Token![,]>::parse_terminated)?;
+            if is_integer(ty) && list.iter().all(is_positive) {
+                sizes.push(syn::parse_quote!(#id > 0));
+            }
             let pushes = list.iter().map(|e| match e {
                 Expr::Range(_) => quote!(__values.extend((#e).map(|v: #ty| ::zellige::TuneValue::from(v)));),
                 _ => quote!(__values.push(::zellige::TuneValue::from({ let v: #ty = #e; v }));),
@@ -56,7 +60,8 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
         idents.push((id, text));
     }
     let (ids, texts): (Vec<_>, Vec<_>) = idents.into_iter().unzip();
-    let conditions = constraints.iter().map(|c| {
+    // First those that the others may rely on.
+    let conditions = sizes.iter().chain(&constraints).map(|c: &Expr| {
         let text = quote!(#c).to_string();
         quote!(if !(#c) { return ::core::result::Result::Err(#text); })
     });
@@ -94,4 +99,18 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
             }
         }
     })
+}
+
+fn is_integer(ty: &Type) -> bool {
+    let names = ["usize", "u8", "u16", "u32", "u64", "isize", "i8", "i16", "i32", "i64"];
+    matches!(ty, Type::Path(path) if names.iter().any(|name| path.path.is_ident(name)))
+}
+
+/// True for a number above zero, and for a range that starts at one.
+fn is_positive(value: &Expr) -> bool {
+    match value {
+        Expr::Lit(ExprLit { lit: Lit::Int(n), .. }) => n.base10_parse::<u64>().is_ok_and(|n| n > 0),
+        Expr::Range(range) => range.start.as_deref().is_some_and(is_positive),
+        _ => false,
+    }
 }

@@ -13,7 +13,7 @@ use zellige_ir::DType;
 
 /// Tile sizes of [`batch_sum_gemm`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm * bn <= 128 * 256 && bk > 0 && runs > 0)]
+#[tune(constraint = bm * bn <= 128 * 256 && runs > 0)]
 #[tune(constraint = !scaled || (bk.is_multiple_of(128) && runs == 1))]
 pub struct BatchSumConfig {
     #[tune(64, 128)]

@@ -14,7 +14,7 @@ use zellige_ir::DType;
 
 /// Tile sizes of [`batched_gemm`], and how its operands lie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm * bn <= 128 * 256 && bk > 0)]
+#[tune(constraint = bm * bn <= 128 * 256)]
 #[tune(constraint = !scaled || bk.is_multiple_of(128))]
 pub struct BatchedConfig {
     /// Rows of a tile.

@@ -9,8 +9,8 @@ use zellige::prelude::*;
 
 /// Tile sizes of a product, and which elements of its operands share a scale factor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm * bn <= 128 * 256 && bk > 0)]
-#[tune(constraint = !scaled || (a_group > 0 && b_rows > 0 && b_group > 0))]
+#[tune(constraint = bm * bn <= 128 * 256)]
+#[tune(constraint = a_group > 0 && b_rows > 0 && b_group > 0)]
 #[tune(constraint = !scaled || a_group.is_multiple_of(b_group) || b_group.is_multiple_of(a_group))]
 #[tune(constraint = !scaled || (bk.is_multiple_of(a_group.min(b_group))))]
 pub struct ProductConfig {

@@ -15,7 +15,7 @@ const WORD: usize = 32;
 
 /// Config of [`get_fused_mapping`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = alignment > 0 && chunk > 0 && counted > 0)]
+#[tune(constraint = alignment > 0)]
 pub struct MappingConfig {
     /// Rows of each expert are padded to a multiple of this.
     pub alignment: usize,

@@ -19,7 +19,6 @@ const STAGES: usize = 3;
 
 /// Config of [`reduce_fused_backward`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm > 0 && bn > 0)]
 pub struct ReduceBackwardConfig {
     /// Tokens of a block.
     #[tune(1, 2, 4)]

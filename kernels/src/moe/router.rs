@@ -25,6 +25,10 @@ fn config() -> GemmConfig {
 }
 
 fn launcher(dtype: DType, cfg: GemmConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    if cfg.a_transposed || cfg.b_transposed {
+        let message = "the router's operands lie row by row: leave `a_transposed` and `b_transposed` off";
+        return Err(ProblemError::Unsupported(message.to_owned()));
+    }
     if cfg.tf32 {
         return Err(ProblemError::Unsupported("logits are of exact products: leave `tf32` off".to_owned()));
     }

@@ -18,7 +18,7 @@ use zellige_ir::{Const, DType};
 /// Config of [`top2_sum_gate`]. An option that is off does not read its arguments, which may then have any extents.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = kept_groups <= groups)]
-#[tune(constraint = ep_ranks == 0 || (tp_ranks > 0 && physical_experts.is_multiple_of(ep_ranks)))]
+#[tune(constraint = ep_ranks == 0 || (tp_ranks > 0 && physical_experts >= ep_ranks && physical_experts.is_multiple_of(ep_ranks)))]
 pub struct RouteConfig {
     pub scoring: Scoring,
     /// Groups of consecutive experts; 0 for none.
@@ -125,6 +125,8 @@ pub fn top2_sum_gate<I: Int>(
         keys[(i, e)] = scorer.key(i, logits_s[(i, e)]) + bias[e];
     }
     if cfg.groups > 0 {
+        let whole = experts.is_multiple_of(cfg.groups);
+        t.assert(whole.into(), "top2_sum_gate: the experts do not split into `groups` equal groups");
         mask_groups(t, keys, cfg.groups, cfg.kept_groups);
     }
     // The best keys make room for their scores.

@@ -44,7 +44,6 @@ impl Gradient {
 
 /// Config of [`swiglu_backward`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = bm > 0 && bn > 0)]
 pub struct ActivationBackwardConfig {
     /// Clamp as in the forward.
     pub clamp: bool,

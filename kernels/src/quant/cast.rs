@@ -29,7 +29,7 @@ choices! {
 #[tune(constraint = layout != ScaleLayout::Packed || (ue8m0 && mode != CastMode::GivenScales))]
 #[tune(constraint = block_cols == 1 || block_cols.is_multiple_of(2))]
 #[tune(constraint = block_cols <= bn || block_cols.is_multiple_of(bn))]
-#[tune(constraint = bm.is_multiple_of(4) && bn.is_multiple_of(2) && steps > 0)]
+#[tune(constraint = bm.is_multiple_of(4) && bn.is_multiple_of(2))]
 pub struct CastConfig {
     /// Rows that share a scale factor.
     pub block_rows: usize,

@@ -1,6 +1,6 @@
 //! Quantised matrices back to bf16 or f32.
 
-use super::problem::{format, lay_out, matrix};
+use super::problem::{check_sf, format, lay_out, matrix, sf_dtype};
 use super::scale::ScaleLayout;
 use crate::choice::with_type;
 use crate::inputs::{Inputs, output};
@@ -96,6 +96,7 @@ pub fn cast_back<Q: Element, S: Element, O: Element>(
 pub struct Entry;
 
 fn launcher(codes: DType, sf: DType, y: DType, cfg: CastBackConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+    check_sf(cfg.layout, sf)?;
     with_type!(codes, Q in [F8E4M3 = f8e4m3, F4E2M1 = f4e2m1], {
         with_type!(sf, S in [F32 = f32, E8M0 = e8m0, I32 = i32], {
             with_type!(y, O in [BF16 = bf16, F32 = f32], Ok(Box::new(CastBack::<Q, S, O>::new(cfg))))
@@ -131,7 +132,7 @@ impl Back {
             ScaleLayout::Packed => " packed",
         };
         let name = format!("m={rows} k={cols} {codes}->{y} {block_rows}x{block_cols} sf={sf}{layout}");
-        Case::new(name, cfg, move |cfg| Back { cfg, ..self }.problem())
+        Case::new(name, cfg, move |cfg| Back { cfg, sf: sf_dtype(cfg.layout, sf), ..self }.problem())
     }
 
     fn problem(self) -> Result<Problem, ProblemError> {
@@ -176,7 +177,7 @@ impl LibraryKernel for Entry {
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let cfg = apply(CastBackConfig::default(), settings)?;
         let of = |name: &str, default| dtypes.get(name).copied().unwrap_or(default);
-        let sf = of("sf", if cfg.layout == ScaleLayout::Packed { DType::I32 } else { DType::F32 });
+        let sf = of("sf", sf_dtype(cfg.layout, DType::F32));
         launcher(of("codes", DType::F8E4M3), sf, of("y", DType::BF16), cfg)
     }
 

@@ -189,7 +189,15 @@ fn cases(
     let case = |rows: usize, cols: usize, dtype: DType, cfg: E5m6Config| {
         let scales = if cfg.ue8m0 { "ue8m0" } else { "f32" };
         let name = format!("m={rows} k={cols} {dtype} group={} {scales}", cfg.group);
-        Case::new(name, cfg, move |cfg| problem(rows, cols, dtype, cfg))
+        Case::new(name, cfg, move |cfg| {
+            if !cols.is_multiple_of(cfg.group) {
+                return Err(ProblemError::Unsupported(format!(
+                    "rows of {cols} do not split into groups of {}",
+                    cfg.group
+                )));
+            }
+            problem(rows, cols, dtype, cfg)
+        })
     };
     match scale {
         Scale::Small => {

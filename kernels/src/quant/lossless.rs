@@ -18,7 +18,7 @@ const ROWS: usize = 32;
 
 /// Config of [`per_block_cast_lossless`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = group > 0 && block_rows > 0 && block_rows.is_multiple_of(ROWS) && block_cols.is_multiple_of(group) && group.is_multiple_of(2))]
+#[tune(constraint = group > 0 && block_rows > 0 && block_cols > 0 && block_rows.is_multiple_of(ROWS) && block_cols.is_multiple_of(group) && group.is_multiple_of(2))]
 pub struct LosslessConfig {
     /// Columns that share a scale factor of the input.
     pub group: usize,

@@ -1,18 +1,17 @@
 //! The per-token cast: a scale factor for each group of a row.
 
 use super::cast::{CastConfig, CastMode};
-use super::problem::{CastProblem, Variant};
+use super::problem::{CastProblem, Variant, sf_dtype};
 use super::scale::ScaleLayout;
 use crate::library::{Case, Dtypes, Family, Info, LibraryKernel, ProblemError, Scale, Settings, apply};
 use zellige::{Kernel, TuneValue};
-use zellige_ir::DType::{self, BF16, E8M0, F4E2M1, F8E4M3, F16, F32, I32};
+use zellige_ir::DType::{self, BF16, E8M0, F4E2M1, F8E4M3, F16, F32};
 
 /// The library's entry.
 pub struct Entry;
 
 fn problem(rows: usize, cols: usize, x: DType, codes: DType, cfg: CastConfig) -> CastProblem {
-    let sf = if cfg.layout == ScaleLayout::Packed { I32 } else { F32 };
-    CastProblem { variant: Variant::Plain, rows, cols, x, codes, sf, cfg }
+    CastProblem { variant: Variant::Plain, rows, cols, x, codes, sf: sf_dtype(cfg.layout, F32), cfg }
 }
 
 impl LibraryKernel for Entry {

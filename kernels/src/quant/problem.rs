@@ -76,6 +76,29 @@ pub fn quantized(q: &Quantized) -> Result<(DynTensor, DynTensor), ProblemError> 
     ))
 }
 
+/// The type of scale factors in a layout, of which `given` are those of a problem: packed ones are words.
+pub fn sf_dtype(layout: ScaleLayout, given: DType) -> DType {
+    match (layout, given) {
+        (ScaleLayout::Packed, _) => DType::I32,
+        (ScaleLayout::RowMajor | ScaleLayout::ColumnMajor, DType::I32) => DType::F32,
+        (ScaleLayout::RowMajor | ScaleLayout::ColumnMajor, given) => given,
+    }
+}
+
+/// Checks that scale factors of this type can lie so.
+///
+/// # Errors
+/// If only packed ones are words, or packed ones are not.
+pub fn check_sf(layout: ScaleLayout, sf: DType) -> Result<(), ProblemError> {
+    if sf_dtype(layout, sf) == sf {
+        return Ok(());
+    }
+    Err(ProblemError::Unsupported(format!(
+        "no scale factors of {sf} in layout {layout:?}: there they are {}",
+        sf_dtype(layout, sf)
+    )))
+}
+
 /// Shape of the scale factors of a matrix in a layout.
 pub fn sf_shape(rows: usize, groups: usize, layout: ScaleLayout) -> [usize; 2] {
     match layout {
@@ -129,7 +152,9 @@ impl CastProblem {
 
     /// A case of the library.
     pub fn case(self) -> Case {
-        Case::new(self.name(), self.cfg, move |cfg| CastProblem { cfg, ..self }.build())
+        Case::new(self.name(), self.cfg, move |cfg| {
+            CastProblem { cfg, sf: sf_dtype(cfg.layout, self.sf), ..self }.build()
+        })
     }
 
     fn name(&self) -> String {
@@ -162,6 +187,7 @@ impl CastProblem {
     /// If the types have no kernel or there is no memory.
     pub fn build(self) -> Result<Problem, ProblemError> {
         let CastProblem { variant, rows, cols, cfg, .. } = self;
+        let kernel = self.launcher()?;
         let mut inputs = Inputs::new(2);
         let mut args = Vec::new();
         // What is cast, in f32.
@@ -173,6 +199,11 @@ impl CastProblem {
                 values
             }
             Variant::Requant { tokens } => {
+                if !cfg.gathered && tokens != rows {
+                    let message =
+                        format!("{tokens} rows become {rows} only where they are gathered: leave `gathered` on");
+                    return Err(ProblemError::Unsupported(message));
+                }
                 let x = matrix(&mut inputs, DType::BF16, tokens, cols)?;
                 let mut wide = Value::Tensor(x.clone()).f32s();
                 let (x, input_sf) = if cfg.input_group > 0 {
@@ -224,7 +255,7 @@ impl CastProblem {
             out.push(Comparison::exact("sf", sf, &want));
             out
         };
-        Ok(Problem { kernel: self.launcher()?, args, work, verify: Box::new(verify) })
+        Ok(Problem { kernel, args, work, verify: Box::new(verify) })
     }
 
     /// The kernel for the problem's types.
@@ -233,6 +264,23 @@ impl CastProblem {
     /// If there is none.
     pub fn launcher(&self) -> Result<Box<dyn Kernel>, ProblemError> {
         let cfg = self.cfg;
+        check_sf(cfg.layout, self.sf)?;
+        let quantised = matches!(self.x, DType::F8E4M3 | DType::F4E2M1);
+        match self.variant {
+            Variant::Transposed if cfg.block_cols != 1 => {
+                return Err(ProblemError::Unsupported(format!(
+                    "codes are transposed only where scale factors belong to columns: block_cols is {}, not 1",
+                    cfg.block_cols
+                )));
+            }
+            Variant::Requant { .. } if quantised != (cfg.input_group > 0) => {
+                return Err(ProblemError::Unsupported(format!(
+                    "x of {} with input_group={}: a quantised x has groups, another has 0",
+                    self.x, cfg.input_group
+                )));
+            }
+            Variant::Plain | Variant::Transposed | Variant::Requant { .. } => {}
+        }
         with_type!(
             self.codes,
             Q in [F8E4M3 = f8e4m3, F4E2M1 = f4e2m1],
@@ -264,7 +312,6 @@ impl CastProblem {
         dtypes: &Dtypes,
     ) -> Result<Box<dyn Kernel>, ProblemError> {
         let of = |name: &str, default| dtypes.get(name).copied().unwrap_or(default);
-        let packed = cfg.layout == ScaleLayout::Packed;
         let x = of("x", DType::BF16);
         if matches!(x, DType::F8E4M3 | DType::F4E2M1) && cfg.input_group == 0 {
             cfg.input_group = 128;
@@ -275,7 +322,7 @@ impl CastProblem {
             cols: 0,
             x,
             codes: of("codes", DType::F8E4M3),
-            sf: of("sf", if packed { DType::I32 } else { DType::F32 }),
+            sf: of("sf", sf_dtype(cfg.layout, DType::F32)),
             cfg,
         };
         problem.launcher()

@@ -2,7 +2,7 @@
 
 use super::activation::{Options, Source, activation, counters, rows_in_expert_order};
 use super::cast::{CastConfig, cast_tiles};
-use super::problem::{compare_codes, format, sf_shape};
+use super::problem::{check_sf, compare_codes, format, sf_dtype, sf_shape};
 use super::scale::{Code, ScaleLayout};
 use super::silu::Rounding;
 use crate::choice::with_type;
@@ -157,16 +157,19 @@ struct Types {
 }
 
 impl Types {
-    fn of(dtypes: &Dtypes, packed: bool) -> Types {
+    fn of(dtypes: &Dtypes, layout: ScaleLayout) -> Types {
         let of = |name: &str, default| dtypes.get(name).copied().unwrap_or(default);
-        Types {
-            x: of("x", DType::BF16),
-            codes: of("codes", DType::F8E4M3),
-            sf: of("sf", if packed { DType::I32 } else { DType::F32 }),
-        }
+        Types { x: of("x", DType::BF16), codes: of("codes", DType::F8E4M3), sf: of("sf", sf_dtype(layout, DType::F32)) }
     }
 
     fn launcher(self, per_channel: bool, cfg: SwigluConfig) -> Result<Box<dyn Kernel>, ProblemError> {
+        check_sf(cfg.layout, self.sf)?;
+        if per_channel && cfg.layout != ScaleLayout::RowMajor {
+            return Err(ProblemError::Unsupported(format!(
+                "scale factors of columns lie row by row: there is no layout {:?} of them",
+                cfg.layout
+            )));
+        }
         with_type!(self.x, X in [BF16 = bf16, F32 = f32], {
             if per_channel {
                 return with_type!(self.codes, Q in [F8E4M3 = f8e4m3], {
@@ -200,7 +203,8 @@ struct Swiglu {
 
 impl Swiglu {
     fn case(self) -> Case {
-        let Swiglu { rows, inner, types: Types { x, codes, .. }, limit, cfg, .. } = self;
+        let Swiglu { rows, inner, types, limit, cfg, .. } = self;
+        let Types { x, codes, .. } = types;
         let mut name = format!("m={rows} i={inner} {x}->{codes} group={}", cfg.group);
         if cfg.clamp {
             name.push_str(&format!(" clamp={limit}"));
@@ -217,7 +221,10 @@ impl Swiglu {
                 name.push_str(word);
             }
         }
-        Case::new(name, cfg, move |cfg| Swiglu { cfg, ..self }.problem())
+        Case::new(name, cfg, move |cfg| {
+            let types = Types { sf: sf_dtype(cfg.layout, types.sf), ..types };
+            Swiglu { cfg, types, ..self }.problem()
+        })
     }
 
     fn problem(self) -> Result<Problem, ProblemError> {
@@ -225,6 +232,7 @@ impl Swiglu {
         let mut inputs = Inputs::new(15);
         let x = inputs.normal(types.x, &[rows, 2 * inner], 4.0)?;
         let (pairs, experts, weights) = rows_in_expert_order(&mut inputs, rows)?;
+        let kernel = types.launcher(per_channel, cfg)?;
         let spec = CastSpec {
             block: if per_channel { (cfg.group, 1) } else { (1, cfg.group) },
             ..CastSpec::per_token(format(types.codes), 1, if cfg.ue8m0 { ScaleFormat::Ue8m0 } else { ScaleFormat::F32 })
@@ -274,7 +282,7 @@ impl Swiglu {
             out.push(counters("clamped", &args[4], clamped));
             out
         };
-        Ok(Problem { kernel: types.launcher(per_channel, cfg)?, args, work, verify: Box::new(verify) })
+        Ok(Problem { kernel, args, work, verify: Box::new(verify) })
     }
 }
 
@@ -298,7 +306,7 @@ fn cases(per_channel: bool, scale: Scale) -> Vec<Case> {
     let cfg = SwigluConfig::new(per_channel);
     let (fp8, fp4) = (DType::F8E4M3, DType::F4E2M1);
     let case = |rows, inner, x, codes, limit, cfg: SwigluConfig| {
-        let sf = if cfg.layout == ScaleLayout::Packed { DType::I32 } else { DType::F32 };
+        let sf = sf_dtype(cfg.layout, DType::F32);
         Swiglu { per_channel, rows, inner, types: Types { x, codes, sf }, limit, cfg }.case()
     };
     let (bf16, f32) = (DType::BF16, DType::F32);
@@ -362,7 +370,7 @@ impl LibraryKernel for PerToken {
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
         let cfg = apply(SwigluConfig::default(), settings)?;
-        Types::of(dtypes, cfg.layout == ScaleLayout::Packed).launcher(false, cfg)
+        Types::of(dtypes, cfg.layout).launcher(false, cfg)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {
@@ -387,7 +395,8 @@ impl LibraryKernel for PerChannel {
     }
 
     fn instantiate(&self, settings: &[(String, TuneValue)], dtypes: &Dtypes) -> Result<Box<dyn Kernel>, ProblemError> {
-        Types::of(dtypes, false).launcher(true, apply(SwigluConfig::new(true), settings)?)
+        let cfg = apply(SwigluConfig::new(true), settings)?;
+        Types::of(dtypes, cfg.layout).launcher(true, cfg)
     }
 
     fn cases(&self, scale: Scale) -> Vec<Case> {

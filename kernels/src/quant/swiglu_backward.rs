@@ -19,9 +19,9 @@ use zellige_ir::{Const, DType};
 
 /// Config of [`swiglu_backward_and_per_token_cast`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = group > 1 && group.is_multiple_of(2) && input_group.is_multiple_of(group))]
+#[tune(constraint = group > 1 && group.is_multiple_of(2) && input_group > 0 && input_group.is_multiple_of(group))]
 #[tune(constraint = layout != ScaleLayout::Packed)]
-#[tune(constraint = bn > 0 && bn.is_multiple_of(group))]
+#[tune(constraint = bn.is_multiple_of(group))]
 pub struct SwigluBackwardConfig {
     /// Elements of the input's gradient that share a scale factor; divides `inner`.
     pub group: usize,

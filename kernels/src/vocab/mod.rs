@@ -15,7 +15,7 @@ use zellige_ir::DType;
 
 /// Tile sizes of the losses over the vocabulary.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
-#[tune(constraint = cols > 0 && cols.is_multiple_of(PER_LANE))]
+#[tune(constraint = cols.is_multiple_of(PER_LANE))]
 pub struct VocabConfig {
     /// Rows of a block.
     #[tune(1, 2, 4, 8)]

@@ -98,7 +98,8 @@ impl Lowerer<'_> {
         self.b.push(SimtOp::CpAsyncWait { pending: (slots - 2) as u32 });
         self.meet(op, "the copies of all threads have landed, and the slot filled next is free", producers);
         let ahead = self.b.phase("copies of a later iteration");
-        let next = Idx { base: Some(v), off: slots - 1, lo: slots - 1, hi: extent.hi - 1 + slots - 1, align: 1 };
+        let last = (extent.hi - 1).saturating_add(slots - 1);
+        let next = Idx { base: Some(v), off: slots - 1, lo: slots - 1, hi: last, align: 1 };
         let next_slot = index::rem(&mut self.b, next, Idx::constant(slots));
         self.ahead(op, index, next, extent, next_slot, producers, helpers)?;
         self.b.push(SimtOp::CpAsyncCommit {});
