@@ -62,7 +62,8 @@ fn build(input: DeriveInput) -> syn::Result<TokenStream> {
     let (ids, texts): (Vec<_>, Vec<_>) = idents.into_iter().unzip();
     // First those that the others may rely on.
     let conditions = sizes.iter().chain(&constraints).map(|c: &Expr| {
-        let text = quote!(#c).to_string();
+        // Long ones come in several lines.
+        let text = quote!(#c).to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         quote!(if !(#c) { return ::core::result::Result::Err(#text); })
     });
     let (ig, tg, wc) = input.generics.split_for_impl();
