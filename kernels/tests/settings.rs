@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use zellige::TuneValue;
-use zellige::runtime::Device;
+use zellige::runtime::{Arg, Device, DynTensor};
 use zellige_codegen::ptx::{Arch, PtxOptions, alignable, compile};
-use zellige_ir::Func;
-use zellige_kernels::library::{Case, LibraryKernel, Problem, Scale, all};
+use zellige_ir::{DType, Func};
+use zellige_kernels::library::{Case, Dtypes, LibraryKernel, Problem, Scale, all, find};
 use zellige_kernels::run::{run, sizes};
 
 /// Nothing, next to nothing, what is no tile's extent, and more than there is.
@@ -85,4 +85,21 @@ fn every_setting_is_refused_or_right() {
             Some(c) => Err(format!("{}: {}", c.output, c.verdict)),
         },
     });
+}
+
+/// Tensors of the user's own pass no problem's check: the kernel refuses them itself.
+#[test]
+fn rows_that_do_not_split_into_groups_are_refused() {
+    let tensor = |dtype, cols| DynTensor::zeros(dtype, &[2, cols]).expect("it is small");
+    let (x, words, sf) = (tensor(DType::BF16, 96), tensor(DType::U32, 36), tensor(DType::F32, 1));
+    let stream = Device::cpu().stream();
+    let launch = |name: &str, args: &[Arg<'_>]| {
+        let kernel = find(name).expect("it is of the library").instantiate(&[], &Dtypes::new()).expect("it suits bf16");
+        kernel.launch_args(&stream, args).expect_err("96 columns are no groups of 128").to_string()
+    };
+    let cast = launch("per_token_cast_e5m6", &[Arg::Read(&x), Arg::Write(&words), Arg::Write(&sf)]);
+    let back = launch("cast_back_e5m6", &[Arg::Read(&words), Arg::Read(&sf), Arg::Write(&x)]);
+    for message in [cast, back] {
+        assert!(message.contains("the rows are not a whole number of groups"), "{message}");
+    }
 }

@@ -79,6 +79,8 @@ pub fn per_token_cast_e5m6<X: Element>(
     #[comptime] cfg: E5m6Config,
 ) {
     let E5m6Config { group, bm, .. } = cfg;
+    let whole = x.static_dim(1).is_multiple_of(group);
+    t.assert(whole.into(), "per_token_cast_e5m6: the rows are not a whole number of groups");
     let [g, b] = t.grid((x.static_dim(1) / group, x.dim(0).ceil_div(bm)), cfg.threads);
     let (row, col) = (b * bm, g * group);
     let units = group / 8;
@@ -125,6 +127,8 @@ pub fn cast_back_e5m6<O: Element>(
     #[comptime] cfg: E5m6Config,
 ) {
     let E5m6Config { group, bm, .. } = cfg;
+    let whole = y.static_dim(1).is_multiple_of(group);
+    t.assert(whole.into(), "cast_back_e5m6: the rows are not a whole number of groups");
     let [g, b] = t.grid((y.static_dim(1) / group, y.dim(0).ceil_div(bm)), cfg.threads);
     let (row, col) = (b * bm, g * group);
     for (i, q) in t.parallel((bm, group / 8)) {
