@@ -198,3 +198,30 @@ fn wrapping_arithmetic_is_not_followed() {
     assert_eq!(r.form(narrow), r.form(fits));
     assert!(r.form(wraps).as_value().is_some());
 }
+
+#[test]
+fn products_that_may_wrap_have_neither_sign_nor_divisor() {
+    let mut b = FuncBuilder::new("t", Span::unknown());
+    let x = b.tensor("x", DType::U16, vec![Extent::Static(4)], Access::Read);
+    let one = b.index(1);
+    b.grid(&[one], 128);
+    let zero = b.index(0);
+    let v = b.load(x, &[zero]);
+    let wide = b.cast(v, DType::I32);
+    let three = b.constant(Const::i32(3));
+    let thrice = b.mul(wide, three);
+    let square = b.mul(wide, wide);
+    let product = b.mul(thrice, thrice);
+    let magnitude = b.unary(UnaryOp::Abs, square);
+    let mask = b.constant(Const::i32(255));
+    let low = b.binary(BinaryOp::And, wide, mask);
+    let fits = b.mul(low, low);
+    let func = b.finish();
+    let r = Facts::new(&func).ranges;
+    let any = Interval::new(i32::MIN.into(), i32::MAX.into());
+    assert_eq!(r.range(square), any);
+    assert_eq!((r.range(product), r.multiple_of(product)), (any, 1));
+    assert_eq!(r.form(magnitude).as_value(), Some(magnitude));
+    assert_eq!(r.multiple_of(thrice), 3);
+    assert_eq!(r.range(fits), Interval::new(0, 255 * 255));
+}

@@ -331,8 +331,10 @@ impl Ranges {
 
     /// Records what an op computes, unless it may wrap.
     fn set(&mut self, func: &Func, out: Value, mut info: Info) {
-        let from_form = self.range_of(&info.form);
-        info.range = info.range.intersect(from_form);
+        // The value itself says nothing but its type, which does not tell whether it wraps.
+        if info.form.as_value() != Some(out) {
+            info.range = info.range.intersect(self.range_of(&info.form));
+        }
         if !fits(func.ty(out), info.range) {
             return;
         }

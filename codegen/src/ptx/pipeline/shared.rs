@@ -1,8 +1,9 @@
 //! Shared-memory planning: objects that are never alive together share bytes.
 //!
 //! An object lives from the first phase that accesses it to the last (within a phase nothing is ordered); if a loop that
-//! does not contain the object's birth accesses it, over the whole loop; if mbarriers order its accesses, always. Objects
-//! are placed first fit in order of size.
+//! does not contain the object's birth accesses it, over the whole loop; if mbarriers order its accesses, always. What
+//! `cp.async` fills lives at least until the copy has been waited for, whether or not anyone reads it. Objects are placed
+//! first fit in order of size.
 
 use crate::ptx::simt::{Block, Effect, Kernel, Obj, ObjKind, SimtOp};
 use zellige_ir::EntityId;
@@ -23,11 +24,23 @@ struct Lives<'k> {
     path: Vec<(Block, Option<usize>)>,
     /// Objects whose life must reach the end of an enclosing loop: (depth of the loop's body in `path`, object).
     extend: Vec<(usize, Obj)>,
+    /// Objects with copies that have not been waited for.
+    pending: Vec<Obj>,
+    /// Number of waits passed.
+    waits: usize,
 }
 
 /// Assigns offsets and sets the kernel's shared memory size. Adds the plan to `explain`.
 pub fn plan(k: &mut Kernel, explain: &mut Vec<String>) {
-    let mut lives = Lives { k, lives: FastMap::default(), position: 0, path: vec![(k.body, None)], extend: Vec::new() };
+    let mut lives = Lives {
+        k,
+        lives: FastMap::default(),
+        position: 0,
+        path: vec![(k.body, None)],
+        extend: Vec::new(),
+        pending: Vec::new(),
+        waits: 0,
+    };
     lives.block(k.body);
     let lives = lives.lives;
     let mut objects: Vec<(Obj, u32, u32, Life)> = k
@@ -76,7 +89,18 @@ impl Lives<'_> {
                 | SimtOp::LdMatrix { addr, .. }
                 | SimtOp::Atom { addr, .. } => self.touch(addr.obj),
                 SimtOp::StMatrix { addr, .. } => self.touch(addr.obj),
-                SimtOp::CpAsync { dst, .. } => self.touch(dst.obj),
+                SimtOp::CpAsync { dst, .. } => {
+                    self.touch(dst.obj);
+                    if self.pending.last() != Some(&dst.obj) {
+                        self.pending.push(dst.obj);
+                    }
+                }
+                SimtOp::CpAsyncWait { .. } => {
+                    self.waits += 1;
+                    for obj in std::mem::take(&mut self.pending) {
+                        self.touch(obj);
+                    }
+                }
                 SimtOp::MbarInit { addr, .. }
                 | SimtOp::MbarExpect { addr, .. }
                 | SimtOp::MbarArrive { addr, .. }
@@ -98,6 +122,7 @@ impl Lives<'_> {
 
     fn nested(&mut self, blocks: &[Block], is_loop: bool) {
         let start = self.position;
+        let waits = self.waits;
         for &b in blocks {
             self.path.push((b, is_loop.then_some(start)));
             self.block(b);
@@ -106,6 +131,10 @@ impl Lives<'_> {
         if self.position != start {
             // What follows belongs to no phase of the nested blocks.
             self.position += 1;
+        }
+        if is_loop && self.waits != waits {
+            // A ring's loop: its waits count the groups, and the last iteration leaves no copy pending.
+            self.pending.clear();
         }
         let depth = self.path.len();
         let end = self.position;
