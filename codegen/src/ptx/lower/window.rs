@@ -52,6 +52,8 @@ pub enum Sink {
     Registers {
         buffer: Buffer,
         map: Rc<Vec<Option<usize>>>,
+        /// True if threads without an element of the window may hold one of the fragment in the same register.
+        partial: bool,
     },
     /// Into a scratch tile of the window's shape, from which the fragment's threads fetch their elements afterwards.
     Staged {
@@ -239,7 +241,8 @@ impl Lowerer<'_> {
     pub(super) fn sink(&mut self, op: Op, w: &Window, dist: &Rc<Dist>) -> Result<Sink> {
         self.place(op, w.buffer)?;
         if let Some(map) = self.direct(op, w, dist)? {
-            return Ok(Sink::Registers { buffer: w.buffer, map: Rc::new(map) });
+            let partial = !w.covers_whole_buffer(self.func);
+            return Ok(Sink::Registers { buffer: w.buffer, map: Rc::new(map), partial });
         }
         if let Some(view) = self.memory(w.buffer) {
             let offsets = self.offsets(op, w)?;
@@ -326,11 +329,18 @@ impl Lowerer<'_> {
     /// Writes elements (of the destination's type) at the part's registers.
     pub(super) fn store_part(&mut self, sink: &Sink, part: &Part, vals: &[Val]) {
         match sink {
-            Sink::Registers { buffer, map } => {
+            Sink::Registers { buffer, map, partial } => {
                 for (&r, &v) in part.regs.iter().zip(vals) {
-                    if let Some(m) = map[r] {
-                        self.set_reg(*buffer, m, v);
-                    }
+                    let Some(m) = map[r] else { continue };
+                    let live = if *partial { self.live(part, r) } else { None };
+                    let v = match live {
+                        Some(live) => {
+                            let old = self.get_reg(*buffer, m);
+                            self.b.selp(live, v, old)
+                        }
+                        None => v,
+                    };
+                    self.set_reg(*buffer, m, v);
                 }
             }
             Sink::Memory { view, offsets, axes } => {
