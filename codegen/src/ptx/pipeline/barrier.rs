@@ -7,6 +7,8 @@
 //! conditional are walked apart and their accesses united. Control flow that threads may leave differently contains no
 //! marks, hence no barrier.
 //!
+//! A barrier orders an asynchronous copy only behind its thread's wait for it.
+//!
 //! Which threads touch which bytes is computed as far as it follows from a thread's number (`meet`): nobody waits
 //! where each thread meets only itself, and only the warp where it meets only its warp. What the lowering knows to be
 //! different elements needs no barrier either: of phases in one turn (`apart` of a
@@ -29,6 +31,8 @@ struct State {
     turned: u32,
     /// The threads of each warp have met since.
     warp_met: bool,
+    /// A copy that its thread has not waited for: no barrier orders it yet.
+    in_flight: bool,
 }
 
 /// No loop has turned.
@@ -41,7 +45,11 @@ fn unite(into: &mut [Option<State>], other: &[Option<State>]) {
     for (a, b) in into.iter_mut().zip(other) {
         *a = match (*a, *b) {
             (None, x) | (x, None) => x,
-            (Some(x), Some(y)) => Some(State { turned: x.turned.min(y.turned), warp_met: x.warp_met && y.warp_met }),
+            (Some(x), Some(y)) => Some(State {
+                turned: x.turned.min(y.turned),
+                warp_met: x.warp_met && y.warp_met,
+                in_flight: x.in_flight || y.in_flight,
+            }),
         };
     }
 }
@@ -111,7 +119,7 @@ impl<'k> Meetings<'k> {
         let rings = &self.k.phases[phase].rings;
         let all = &self.sites.accesses;
         let touching: Vec<usize> = (0..all.len()).filter(|&a| rings.contains(&all[a].obj)).collect();
-        let any_turn = State { turned: 0, warp_met: false };
+        let any_turn = State { turned: 0, warp_met: false, in_flight: false };
         let mut need = Level::Thread;
         for (&before, &after) in touching.iter().flat_map(|x| touching.iter().map(move |y| (x, y))) {
             let [x, y] = [before, after].map(|a| self.sites.accesses[a]);
@@ -251,7 +259,7 @@ impl Pass<'_> {
                 break;
             }
             match step {
-                Step::Bar => pending.iter_mut().for_each(|p| *p = None),
+                Step::Bar => blocks_meet(&mut pending),
                 Step::BarWarp => warps_meet(&mut pending),
                 Step::Mark { number, site } => {
                     self.mark(*number, *site, &mut pending);
@@ -270,8 +278,13 @@ impl Pass<'_> {
     }
 
     fn add(&mut self, site: usize, pending: &mut [Option<State>]) {
-        for access in self.meetings.sites.sites[site].accesses.clone() {
-            pending[access] = Some(State { turned: FRESH, warp_met: false });
+        let sites = &self.meetings.sites;
+        if sites.sites[site].waits {
+            pending.iter_mut().flatten().for_each(|p| p.in_flight = false);
+        }
+        for access in sites.sites[site].accesses.clone() {
+            let in_flight = sites.accesses[access].in_flight;
+            pending[access] = Some(State { turned: FRESH, warp_met: false, in_flight });
         }
     }
 
@@ -304,7 +317,7 @@ impl Pass<'_> {
         match self.barriers[number] {
             Level::Thread => {}
             Level::Warp => warps_meet(pending),
-            Level::Block => pending.iter_mut().for_each(|p| *p = None),
+            Level::Block => blocks_meet(pending),
         }
     }
 
@@ -359,5 +372,10 @@ impl Pass<'_> {
 
 /// All threads of each warp have met.
 fn warps_meet(pending: &mut [Option<State>]) {
-    pending.iter_mut().flatten().for_each(|p| p.warp_met = true);
+    pending.iter_mut().flatten().for_each(|p| p.warp_met |= !p.in_flight);
+}
+
+/// All threads of the block have met.
+fn blocks_meet(pending: &mut [Option<State>]) {
+    pending.iter_mut().filter(|p| p.is_some_and(|p| !p.in_flight)).for_each(|p| *p = None);
 }

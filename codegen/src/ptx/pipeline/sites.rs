@@ -28,6 +28,8 @@ pub struct Access {
     pub site: usize,
     pub obj: Obj,
     pub kind: Kind,
+    /// A copy that the site starts and does not wait for.
+    pub in_flight: bool,
 }
 
 /// Ops that follow one another with no mark, barrier or control flow with marks between them.
@@ -37,6 +39,17 @@ pub struct Site {
     pub insts: Vec<Inst>,
     /// Positions of its accesses in the list of all.
     pub accesses: std::ops::Range<usize>,
+    /// It waits for copies that were started before it. Nothing in it asks for them.
+    pub waits: bool,
+}
+
+/// What the ops of a site access.
+#[derive(Default)]
+struct Found {
+    accesses: Vec<(Obj, Kind)>,
+    /// Those of copies that have not been waited for.
+    in_flight: Vec<(Obj, Kind)>,
+    waits: bool,
 }
 
 /// A kernel as far as the order of its accesses is concerned.
@@ -158,15 +171,19 @@ impl<'k> Sites<'k> {
         let insts = std::mem::take(run);
         let first = self.accesses.len();
         let site = self.sites.len();
-        let mut found: Vec<(Obj, Kind)> = Vec::new();
+        let mut found = Found::default();
         for &inst in &insts {
             self.accesses_of(inst, &mut found);
         }
-        self.accesses.extend(found.into_iter().map(|(obj, kind)| Access { site, obj, kind }));
-        if first == self.accesses.len() && mark.is_none() {
+        let Found { accesses, in_flight, waits } = found;
+        self.accesses.extend(accesses.into_iter().map(|(obj, kind)| {
+            let in_flight = in_flight.contains(&(obj, kind));
+            Access { site, obj, kind, in_flight }
+        }));
+        if first == self.accesses.len() && mark.is_none() && !waits {
             return;
         }
-        self.sites.push(Site { phase, insts, accesses: first..self.accesses.len() });
+        self.sites.push(Site { phase, insts, accesses: first..self.accesses.len(), waits });
         steps.push(match mark {
             Some(number) => Step::Mark { number, site },
             None => Step::Site(site),
@@ -174,11 +191,22 @@ impl<'k> Sites<'k> {
     }
 
     /// Accesses of an op and of what is nested in it.
-    fn accesses_of(&self, inst: Inst, found: &mut Vec<(Obj, Kind)>) {
+    fn accesses_of(&self, inst: Inst, found: &mut Found) {
         let op = &self.k.insts[inst].op;
+        if let SimtOp::CpAsyncWait { .. } = op {
+            found.waits = true;
+            found.in_flight.clear();
+        }
         for (addr, kind) in places(op).into_iter().flatten() {
-            if self.matters(addr.obj) && !found.contains(&(addr.obj, kind)) {
-                found.push((addr.obj, kind));
+            let access = (addr.obj, kind);
+            if !self.matters(addr.obj) {
+                continue;
+            }
+            if !found.accesses.contains(&access) {
+                found.accesses.push(access);
+            }
+            if matches!(op, SimtOp::CpAsync { .. }) && !found.in_flight.contains(&access) {
+                found.in_flight.push(access);
             }
         }
         op.blocks(&mut |b| self.k.blocks[b].iter().for_each(|&inner| self.accesses_of(inner, found)));
