@@ -290,6 +290,70 @@ fn f32_operands_in_registers_are_rounded_there() {
     assert!(verdict.pass, "{verdict}");
 }
 
+/// The same product in blocks whose rows of `w` add up to more than `least`, over as many columns as the first of their sums says.
+#[kernel(static_dims(n, k))]
+fn where_sums_say(
+    t: T,
+    #[dims(m, k)] a: &Tensor<bf16, 2>,
+    #[dims(n, k)] b: &Tensor<bf16, 2>,
+    #[dims(m, k)] w: &Tensor<f32, 2>,
+    #[dims(m, n)] c: &mut Tensor<f32, 2>,
+    #[comptime] how_often: bool,
+) {
+    let [bx, by] = t.grid([c.dim(1).ceil_div(64usize), c.dim(0).ceil_div(64usize)], 128);
+    let (row, col, k) = (by * 64, bx * 64, a.dim(1));
+    let (w_s, sums) = (t.shared::<f32, 2>([64, 32]), t.shared::<f32, 1>([64]));
+    let (a_s, b_s) = (t.shared::<bf16, 2>([64, 32]), t.shared::<bf16, 2>([64, 32]));
+    let acc = t.fragment::<f32, 2>([64, 64]);
+    t.copy(w.at((row, 0)), w_s);
+    t.reduce_sum(w_s, sums, 1);
+    let positive = zellige::cmp::gt(&sums[0], &0.0);
+    let tiles = if how_often { select(positive, k.ceil_div(32), k.ceil_div(64)) } else { k.ceil_div(32) };
+    t.clear(acc);
+    let multiply = || {
+        for ko in t.pipelined(tiles, 2) {
+            t.copy(a.at((row, ko * 32)), a_s);
+            t.copy(b.at((col, ko * 32)), b_s);
+            t.gemm(a_s, b_s.t(), acc);
+        }
+    };
+    if how_often {
+        multiply();
+    } else if positive {
+        multiply();
+    }
+    t.copy(acc, c.at((row, col)));
+}
+
+#[test]
+fn loops_that_only_the_block_knows_of_have_no_copies_ahead() {
+    let (m, n, k) = (320, 72, 232);
+    let mut inputs = Inputs::new(8);
+    let [a, w] = [DType::BF16, DType::F32].map(|dtype| inputs.normal(dtype, &[m, k], 1.0).unwrap());
+    let b = inputs.normal(DType::BF16, &[n, k], 1.0).unwrap();
+    for (how_often, says) in
+        [(false, "whether it runs is computed by the"), (true, "its number of iterations is computed")]
+    {
+        let kernel = WhereSumsSay::new(how_often);
+        let result = |device: Device| {
+            let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
+            let args = [Arg::Read(&a), Arg::Read(&b), Arg::Read(&w), Arg::Write(&c)];
+            kernel.launch_args(&device.stream(), &args).expect("it runs");
+            c.to_f32_vec().unwrap()
+        };
+        let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
+        let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
+        assert!(found.explain.iter().any(|e| e.contains(says)), "{:?}", found.explain);
+        let (got, want) = (result(Device::sim()), result(Device::interp()));
+        let verdict = compare(&got, &want, Tolerance::CalcDiff(1e-10));
+        assert!(verdict.pass, "{verdict}");
+        // Blocks of both kinds.
+        let of_block = |rows: std::ops::Range<usize>| got[rows.start * n..rows.end * n].iter().any(|&x| x != 0.0);
+        let ran = (0..m / 64).filter(|b| of_block(64 * b..64 * b + 64)).count();
+        assert!(how_often || (1..m / 64).contains(&ran), "{ran}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_says_why() {
     let f32s = ptx(&problem("m=33 n=48 k=100 f32", &[]), Arch::Sm90a);

@@ -60,7 +60,7 @@ impl Finder<'_> {
     }
 
     /// What the loop's running depends on.
-    fn conditions(&self) -> Vec<Value> {
+    pub(super) fn conditions(&self) -> Vec<Value> {
         let func = self.func;
         let outside = self.path.iter().flat_map(|&r| &func.regions[r].ops);
         outside

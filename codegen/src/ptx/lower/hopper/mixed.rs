@@ -39,6 +39,7 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     }
     let consumers = func.threads / WARPGROUP;
     let finder = Finder { func, loop_op: *loop_op, region: *region, path: path.clone(), consumers };
+    finder.is_reached()?;
     let mut rings = Vec::new();
     let mut loads = finder.all_loads(*stages, &mut rings)?;
     finder.all_made(&mut loads, &mut rings)?;

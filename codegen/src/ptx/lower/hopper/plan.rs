@@ -345,6 +345,7 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     }
     let consumers = func.threads / WARPGROUP;
     let finder = Finder { func, loop_op, region, path: path.clone(), consumers };
+    finder.is_reached()?;
     let loads = finder.loads()?;
     let products = finder.products(&loads)?;
     if products.is_empty() || loads.is_empty() {
@@ -552,6 +553,22 @@ impl Finder<'_> {
             _ => {}
         });
         only
+    }
+
+    /// Refuses a loop of which the warps that run ahead cannot tell whether and how often it runs.
+    pub(super) fn is_reached(&self) -> Result<(), Refusal> {
+        let func = self.func;
+        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return Ok(()) };
+        let of_what = |v: Value| match func.values[v].def {
+            ValueDef::Op(op) => format!("by the {} at {}", func.ops[op].kind.name(), func.ops[op].span),
+            _ => "in the block".to_owned(),
+        };
+        let unknown = |values: &[Value]| values.iter().copied().find(|&v| !self.is_ahead(v)).map(of_what);
+        match (unknown(extents), unknown(&self.conditions())) {
+            (Some(how), _) => refuse(format!("its number of iterations is computed {how}, too late for copies ahead")),
+            (_, Some(how)) => refuse(format!("whether it runs is computed {how}, too late for copies ahead")),
+            (None, None) => Ok(()),
+        }
     }
 
     /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
