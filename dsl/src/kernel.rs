@@ -101,13 +101,32 @@ fn recordable<'a, K: Kernel + ?Sized>(
 /// # Errors
 /// If the device has no such thing (only GPUs have), and as [`Kernel::launch_args`] for each launch.
 pub fn capture<'a>(stream: &Stream, calls: &[(&dyn Kernel, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
+    with_recordables(calls, |launches| stream.capture(launches))
+}
+
+/// As [`capture`], with launches that overlap on devices that can ([`Stream::capture_overlapped`]): less time between short
+/// launches, the same results.
+///
+/// # Errors
+/// As [`capture`].
+pub fn capture_overlapped<'a>(
+    stream: &Stream,
+    calls: &[(&dyn Kernel, &'a [Arg<'a>])],
+) -> Result<BoundLaunch<'a>, LaunchError> {
+    with_recordables(calls, |launches| stream.capture_overlapped(launches))
+}
+
+fn with_recordables<'a, R>(
+    calls: &[(&dyn Kernel, &'a [Arg<'a>])],
+    f: impl FnOnce(&[(Recordable<'_>, &'a [Arg<'a>])]) -> R,
+) -> R {
     let parts: Vec<_> = calls.iter().map(|&(kernel, _)| (kernel.signature(), recorder(kernel))).collect();
     let launches: Vec<(Recordable<'_>, &'a [Arg<'a>])> = calls
         .iter()
         .zip(&parts)
         .map(|(&(kernel, args), (signature, record))| (recordable(kernel, signature, record), args))
         .collect();
-    stream.capture(&launches)
+    f(&launches)
 }
 
 /// A tensor as a kernel parameter.

@@ -49,7 +49,7 @@ mod tune;
 
 pub use buffer::{At, Fragment, Local, Position, Shared, Subscript, Tensor, Tile, View};
 pub use expr::{Bits, Expr, Idx, Var, lit, select};
-pub use kernel::{Kernel, Key, capture};
+pub use kernel::{Kernel, Key, capture, capture_overlapped};
 pub use loops::{Extents, Loop};
 pub use record::RecordError;
 pub use tile::{Gemm, Grid, T, ceil_pow2};

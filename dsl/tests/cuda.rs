@@ -4,7 +4,7 @@
 
 use zellige::prelude::*;
 use zellige::runtime::Arg;
-use zellige::{capture, runtime};
+use zellige::{capture, capture_overlapped, runtime};
 
 /// y = 2 x
 #[kernel]
@@ -49,37 +49,77 @@ fn matrix(rows: usize, columns: usize, first: f32) -> DynTensor {
 fn devices_without_graphs_say_so() {
     let (x, y) = (vector(&[1.0]), vector(&[0.0]));
     let args = [Arg::Read(&x), Arg::Write(&y)];
-    for device in [Device::cpu(), Device::interp(), Device::sim()] {
-        let error = capture(&device.stream(), &[(&Double::new(), &args)]).err().expect("no graphs here");
+    for device in [Device::cpu(), Device::interp()] {
         let name = device.name();
         let message = format!("{name} cannot record launches for a replay: launch the kernels one by one");
-        assert_eq!(error.to_string(), message);
+        for record in [capture, capture_overlapped] {
+            let error = record(&device.stream(), &[(&Double::new(), &args)]).err().expect("no graphs here");
+            assert_eq!(error.to_string(), message);
+        }
     }
     // The refusal leaves the tensors free.
     Double::new().launch_args(&Device::cpu().stream(), &args).unwrap();
     assert_eq!(y.to_f64_vec().unwrap(), [2.0]);
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn a_graph_replays_launches_that_feed_each_other() {
-    let device = Device::cuda(0).unwrap();
+/// Runs launches that feed each other, again and again.
+fn replay(device: &Device) {
     let values: Vec<f32> = (0..5000).map(|i| i as f32).collect();
     let (x, y, z) = (vector(&values), vector(&[0.0; 5000]), vector(&[0.0; 5000]));
     let calls = [[Arg::Read(&x), Arg::Write(&y)], [Arg::Read(&y), Arg::Write(&z)], [Arg::Read(&z), Arg::Write(&y)]];
     let (double, increment) = (Double::new(), Increment::new());
     let stream = device.stream();
-    let mut graph =
-        capture(&stream, &[(&double, &calls[0]), (&increment, &calls[1]), (&increment, &calls[2])]).unwrap();
-    for _ in 0..3 {
-        graph.run().unwrap();
+    for record in [capture, capture_overlapped] {
+        let mut graph =
+            record(&stream, &[(&double, &calls[0]), (&increment, &calls[1]), (&increment, &calls[2])]).unwrap();
+        for _ in 0..3 {
+            graph.run().unwrap();
+        }
+        assert_eq!(graph.time(4).unwrap().len(), 4);
+        graph.finish().unwrap();
+        drop(graph);
+        let (y, z) = (y.to_f64_vec().unwrap(), z.to_f64_vec().unwrap());
+        for i in 0..5000 {
+            assert_eq!((y[i], z[i]), (2.0 * i as f64 + 2.0, 2.0 * i as f64 + 1.0));
+        }
     }
-    assert_eq!(graph.time(4).unwrap().len(), 4);
-    graph.finish().unwrap();
-    drop(graph);
-    let (y, z) = (y.to_f64_vec().unwrap(), z.to_f64_vec().unwrap());
-    for i in 0..5000 {
-        assert_eq!((y[i], z[i]), (2.0 * i as f64 + 2.0, 2.0 * i as f64 + 1.0));
+}
+
+#[test]
+fn the_simulator_replays_launches_that_feed_each_other() {
+    replay(&Device::sim());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_graph_replays_launches_that_feed_each_other() {
+    replay(&Device::cuda(0).unwrap());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn overlapped_launches_wait_for_each_other() {
+    // Each launch reads all that the one before wrote and overwrites what that one read.
+    const LAUNCHES: usize = 60;
+    let device = Device::cuda(0).unwrap();
+    let stream = device.stream();
+    let increment = Increment::new();
+    // One round of blocks, and several.
+    for n in [1 << 10, 1 << 20] {
+        for record in [capture, capture_overlapped] {
+            let (x, y) = (vector(&vec![0.0; n]), vector(&vec![0.0; n]));
+            let ways = [[Arg::Read(&x), Arg::Write(&y)], [Arg::Read(&y), Arg::Write(&x)]];
+            let calls: Vec<(&dyn Kernel, &[Arg<'_>])> =
+                (0..LAUNCHES).map(|i| (&increment as &dyn Kernel, &ways[i % 2][..])).collect();
+            let mut graph = record(&stream, &calls).unwrap();
+            let mut times = graph.time(25).unwrap();
+            graph.finish().unwrap();
+            drop(graph);
+            times.sort_unstable();
+            println!("{n} elements: {:.2} us a launch", times[12].as_secs_f64() * 1e6 / LAUNCHES as f64);
+            let wrong = x.to_f64_vec().unwrap().into_iter().filter(|&v| v != (25 * LAUNCHES) as f64).count();
+            assert_eq!(wrong, 0, "of {n}");
+        }
     }
 }
 

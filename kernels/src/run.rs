@@ -2,6 +2,7 @@
 
 use crate::library::{Comparison, Problem, Value, Work};
 use std::time::{Duration, Instant};
+use zellige::capture_overlapped;
 use zellige::runtime::{Arg, BuildTimes, LaunchError, ParamSpec, Sizes, Stream, bind};
 use zellige_ir::Access;
 
@@ -60,6 +61,19 @@ pub fn run(problem: &Problem, stream: &Stream, repeats: usize) -> Result<Outcome
 /// If an argument does not fit, the kernel cannot be built, or the device fails.
 pub fn launch(problem: &Problem, stream: &Stream) -> Result<(), LaunchError> {
     problem.kernel.launch_args(stream, &arguments(problem))
+}
+
+/// Launches the problem's kernel once, in its form for launches that overlap, and compares the outputs.
+///
+/// # Errors
+/// As [`run`], and if the device has no such launches.
+pub fn run_overlapped(problem: &Problem, stream: &Stream) -> Result<Vec<Comparison>, LaunchError> {
+    let args = arguments(problem);
+    let mut bound = capture_overlapped(stream, &[(&*problem.kernel, &args)])?;
+    bound.run()?;
+    bound.finish()?;
+    drop(bound);
+    Ok((problem.verify)(&problem.args))
 }
 
 /// The problem's arguments as its kernel takes them.

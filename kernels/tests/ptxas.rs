@@ -113,6 +113,10 @@ fn units_of(kernel: &dyn LibraryKernel) -> (Vec<Unit>, Vec<String>) {
             let mut options: Vec<PtxOptions> =
                 levels.iter().map(|&arch| PtxOptions::new(arch).aligned(alignable(&func))).collect();
             options.push(PtxOptions { tensor_maps: false, ..PtxOptions::new(Arch::Sm90a) });
+            if scale == Scale::Small && number == 0 {
+                let newest = PtxOptions::new(Arch::Sm90a).aligned(alignable(&func));
+                options.push(PtxOptions { overlapped: true, ..newest });
+            }
             for options in options {
                 let arch = options.target.arch;
                 match compile(&func, &options) {

@@ -43,11 +43,14 @@ pub struct PtxOptions {
     pub line_info: bool,
     /// The launcher can build tensor maps: kernels for Hopper may copy with them.
     pub tensor_maps: bool,
+    /// The kernel may be launched before the launch ahead of it has ended, and lets the one behind it be: see
+    /// [`Arch::overlaps_launches`]. It waits before it touches memory.
+    pub overlapped: bool,
 }
 
 impl PtxOptions {
     pub fn new(arch: Arch) -> PtxOptions {
-        PtxOptions { target: Target::new(arch), aligned: 0, line_info: true, tensor_maps: true }
+        PtxOptions { target: Target::new(arch), aligned: 0, line_info: true, tensor_maps: true, overlapped: false }
     }
 
     /// The same for launches where these parameters are multiples of [`ALIGNED`].

@@ -30,6 +30,11 @@ impl Arch {
         Self::ALL.into_iter().find(|a| a.name() == name)
     }
 
+    /// True if a launch may begin while the one before it ends: programmatic dependent launch.
+    pub const fn overlaps_launches(self) -> bool {
+        matches!(self, Arch::Sm90a)
+    }
+
     /// Most shared memory a block may use, in bytes.
     pub const fn max_shared_bytes(self) -> u32 {
         match self {

@@ -31,7 +31,7 @@ pub(super) struct MapTensor {
 }
 
 /// A kernel loaded on its device for launches in which all rows are aligned. Variants stand by for launches in which they
-/// are not, and for tensors that no tensor map can describe; they are compiled when one is needed.
+/// are not, for tensors that no tensor map can describe, and for launches that overlap; they are compiled when one is needed.
 pub(super) struct Loaded<K> {
     first: Arc<K>,
     from_cache: bool,
@@ -76,11 +76,13 @@ impl<K> Loaded<K> {
     pub(super) fn pick(
         &self,
         launch: &Launch<'_>,
+        overlapped: bool,
         kernel: impl Fn(&K) -> &PtxKernel,
         load: impl Fn(PtxKernel) -> Result<K, String>,
     ) -> Result<Arc<K>, String> {
         let first = kernel(&self.first);
         let options = PtxOptions {
+            overlapped,
             tensor_maps: self.options.tensor_maps && (!self.maps || maps_fit(first, launch)),
             ..self.options.aligned(aligned(&first.params, self.options.aligned, launch))
         };

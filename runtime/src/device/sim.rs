@@ -1,9 +1,10 @@
 //! The simulated GPU as a device: runs the PTX that a GPU would get, and fails a launch that does anything wrong.
 
 use super::ptx_args::{self, Loaded, MapTensor};
-use super::{Backend, Bound, Executable, Launch};
+use super::{Backend, Bound, Executable, Launch, Ready};
 use crate::launch::{Arg, LaunchError};
 use crate::sim::{FaultKind, LaunchDims, Module, ParamBlock, Recording, SimOptions, Swizzle, TensorElem, TensorMap};
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 use zellige_codegen::ptx::{Arch, Assertion, MapSpec, PtxKernel, PtxOptions};
 use zellige_ir::{DType, Func};
@@ -46,6 +47,27 @@ impl Backend for Sim {
         let loaded = Loaded::new(func, &PtxOptions::new(self.arch), Simulated::load)?;
         Ok(Arc::new(Executables { loaded, recordings: self.recordings.clone() }))
     }
+
+    fn capture<'a>(&self, calls: Vec<Ready<'a>>, overlapped: bool) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        let overlapped = overlapped && self.arch.overlaps_launches();
+        let bound = calls.into_iter().map(|(executable, launch)| {
+            let any: Arc<dyn Any + Send + Sync> = executable;
+            let Ok(kernels) = any.downcast::<Executables>() else {
+                unreachable!("a device captures what it has loaded")
+            };
+            BoundSimulated { kernels, launch, overlapped }
+        });
+        Ok(Box::new(InTurn(bound.collect())))
+    }
+}
+
+/// Captured launches. Those that may overlap run one after the other as well, under checks that they wait for each other.
+struct InTurn<'a>(Vec<BoundSimulated<'a>>);
+
+impl Bound for InTurn<'_> {
+    fn run(&mut self) -> Result<(), LaunchError> {
+        self.0.iter_mut().try_for_each(Bound::run)
+    }
 }
 
 struct Executables {
@@ -71,7 +93,7 @@ impl Executable for Executables {
     }
 
     fn bind<'a>(self: Arc<Self>, launch: Launch<'a>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
-        Ok(Box::new(BoundSimulated { kernels: self, launch }))
+        Ok(Box::new(BoundSimulated { kernels: self, launch, overlapped: false }))
     }
 }
 
@@ -106,13 +128,16 @@ fn encode(spec: &MapSpec, tensor: &MapTensor) -> Result<[u8; 128], String> {
 struct BoundSimulated<'a> {
     kernels: Arc<Executables>,
     launch: Launch<'a>,
+    /// Launches beside this one may overlap it.
+    overlapped: bool,
 }
 
 impl Bound for BoundSimulated<'_> {
     fn run(&mut self) -> Result<(), LaunchError> {
         let call = &self.launch;
         let fail = |cause: String| LaunchError::Device { kernel: call.kernel, device: NAME.to_owned(), cause };
-        let simulated = self.kernels.loaded.pick(call, |k| &k.kernel, Simulated::load).map_err(fail)?;
+        let picked = self.kernels.loaded.pick(call, self.overlapped, |k| &k.kernel, Simulated::load);
+        let simulated = picked.map_err(fail)?;
         let kernel = &simulated.kernel;
         let mut memory = Vec::new();
         let mut addresses = vec![0; call.args.len()];

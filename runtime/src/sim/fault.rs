@@ -32,6 +32,9 @@ pub enum FaultKind {
     MbarrierMisuse,
     /// A descriptor, tensor map or coordinate that the hardware would not accept.
     BadDescriptor,
+    /// Global memory touched before `griddepcontrol.wait`, or through the path for constant data, by one of several launches
+    /// that overlap: the launch before may not have written it yet.
+    LaunchOverlap,
     /// The block ended while bulk copies, or other blocks of the cluster, may still access its shared memory.
     PendingAtExit,
     /// No warp can go on.

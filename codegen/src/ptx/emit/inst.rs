@@ -383,6 +383,8 @@ impl Emitter<'_> {
             | SimtOp::StMatrix { .. } => self.hopper(op),
             SimtOp::BarWarp {} => self.line("bar.warp.sync -1;"),
             SimtOp::Fence {} => self.line("fence.acq_rel.gpu;"),
+            SimtOp::GridWait {} => self.line("griddepcontrol.wait;"),
+            SimtOp::GridTrigger {} => self.line("griddepcontrol.launch_dependents;"),
             SimtOp::Fail { record, number } => {
                 let record = self.reg(*record);
                 let p = Names::register(Ty::Pred, self.names.fresh(Ty::Pred));

@@ -49,7 +49,7 @@ pub use params::alignable;
 
 use super::PtxOptions;
 use super::error::CodegenError;
-use super::simt::{Builder, Kernel, Obj, ObjKind, PhaseId, Special, Val};
+use super::simt::{Builder, Kernel, Obj, ObjKind, PhaseId, SimtOp, Special, Val};
 use super::target::Target;
 use index::Idx;
 use place::Place;
@@ -108,6 +108,7 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
         in_pipeline: false,
         skip: HashSet::new(),
         aligned: opts.aligned,
+        overlapped: opts.overlapped,
         phase_ops: Vec::new(),
         apart: apart::Apart::new(func),
         hopper: None,
@@ -115,6 +116,11 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
     // The launcher has checked the prelude's assertions.
     let asserts = func.regions[func.prelude].ops.iter().copied();
     lowerer.skip.extend(asserts.filter(|&op| matches!(func.ops[op].kind, OpKind::Assert { .. })));
+    if opts.overlapped {
+        // The next launch waits for this one's end, not for this op: the earlier its blocks are in place, the better.
+        lowerer.b.push(SimtOp::GridTrigger {});
+        lowerer.b.push(SimtOp::GridWait {});
+    }
     match plan {
         Some(plan) => lowerer.specialised(plan)?,
         None => {
@@ -133,6 +139,8 @@ struct Lowerer<'f> {
     target: Target,
     /// Positions of the parameters that are multiples of [`ALIGNED`](super::ALIGNED), as bits.
     aligned: u64,
+    /// The launch before this one may still run when the kernel begins.
+    overlapped: bool,
     b: Builder,
     /// Scalars that all threads agree on.
     env: Vec<Option<Scalar>>,

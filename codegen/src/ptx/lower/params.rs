@@ -166,7 +166,8 @@ impl Lowerer<'_> {
             align: 16,
             extents,
             placement: Placement::Strided { strides },
-            cache: if read_only { Cache::ReadOnly } else { Cache::Default },
+            // The path for constant data may be read ahead of the wait for the launch that writes it.
+            cache: if read_only && !self.overlapped { Cache::ReadOnly } else { Cache::Default },
             checked: true,
         }
     }

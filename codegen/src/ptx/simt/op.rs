@@ -603,6 +603,11 @@ simt_ops! {
     "bar_warp" Sync BarWarp {}
     /// Orders what this thread knows to have happened before its later accesses, for all threads of the device.
     "fence" Sync Fence {}
+    /// Waits until the launch before this one has ended and all that it wrote is visible, if this one was allowed to begin
+    /// earlier.
+    "grid_wait" Sync GridWait {}
+    /// Allows the launch behind this one to begin, once all blocks have said so or ended.
+    "grid_trigger" Sync GridTrigger {}
     /// Ends the launch with an error: assertion `number` does not hold. It is left in the record (b64), if there is one.
     "fail" Control Fail { record: Val, number: u32 }
     /// Prints: the text is a printf format over the arguments (b32, b64 or f64).

@@ -361,6 +361,8 @@ impl Verifier<'_> {
             | SimtOp::Bar {}
             | SimtOp::BarWarp {}
             | SimtOp::Fence {}
+            | SimtOp::GridWait {}
+            | SimtOp::GridTrigger {}
             | SimtOp::While { .. } => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! CUDA graphs: a list of launches that the driver replays with one call.
 
-use super::launch::{Call, argument_name};
+use super::launch::{Call, Order, argument_name};
 use super::memory::Resident;
 use super::module::CudaExecutable;
 use super::{Shared, time};
@@ -22,7 +22,11 @@ struct BoundGraph<'a> {
 }
 
 /// Records the launches. A tensor that several of them use is one on the device: what one writes the next reads.
-pub(super) fn capture<'a>(shared: &Arc<Shared>, launches: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+pub(super) fn capture<'a>(
+    shared: &Arc<Shared>,
+    launches: Vec<Ready<'a>>,
+    overlapped: bool,
+) -> Result<Box<dyn Bound + 'a>, LaunchError> {
     let mut tensors: Vec<Resident> = Vec::new();
     let mut calls = Vec::new();
     for (executable, launch) in &launches {
@@ -52,7 +56,13 @@ pub(super) fn capture<'a>(shared: &Arc<Shared>, launches: Vec<Ready<'a>>) -> Res
             };
             addresses.push(tensors[at].address(shared));
         }
-        calls.push(Call::new(&executable, launch, |i| addresses[i])?);
+        // Nothing of the graph is ahead of its first launch, but that one too must let the next begin.
+        let order = match (overlapped, calls.is_empty()) {
+            (false, _) => Order::InTurn,
+            (true, true) => Order::Leads,
+            (true, false) => Order::Follows,
+        };
+        calls.push(Call::new(&executable, launch, order, |i| addresses[i])?);
     }
     let kernel = launches.first().map_or("graph", |(_, l)| l.kernel);
     let graph = record(shared, &mut calls).map_err(|e| shared.failed(kernel, e))?;

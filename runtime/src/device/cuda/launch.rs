@@ -6,8 +6,9 @@ use super::record::Record;
 use super::{Shared, tensor_map, time};
 use crate::device::{Bound, Launch, ptx_args};
 use crate::launch::LaunchError;
-use cudarc::driver::{DriverError, result};
+use cudarc::driver::{DriverError, result, sys};
 use std::ffi::c_void;
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 use zellige_codegen::ptx::{Assertion, ParamSlot, PtxKernel};
@@ -18,6 +19,18 @@ pub(super) struct Call {
     function: Arc<Function>,
     params: Vec<ptx_args::ParamBytes>,
     grid: (u32, u32, u32),
+    order: Order,
+}
+
+/// When a launch begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// When the one ahead of it has ended.
+    InTurn,
+    /// As above; the one behind it may begin earlier.
+    Leads,
+    /// As soon as the one ahead of it lets it.
+    Follows,
 }
 
 impl Call {
@@ -28,15 +41,16 @@ impl Call {
     pub(super) fn new(
         executable: &Arc<CudaExecutable>,
         launch: &Launch<'_>,
+        order: Order,
         base: impl Fn(usize) -> u64,
     ) -> Result<Call, LaunchError> {
         let shared = &executable.shared;
-        let function = executable.pick(launch)?;
+        let function = executable.pick(launch, order != Order::InTurn)?;
         let (counter, failure) = (|| shared.counter(), || function.failure.as_ref().map_or(0, Record::address));
         let params =
             ptx_args::values(&function.kernel, launch, &shared.name, base, counter, failure, tensor_map::encode)?;
         let grid = ptx_args::grid(&function.kernel, launch, &shared.name, function.resident)?;
-        Ok(Call { shared: Arc::clone(shared), function, params, grid })
+        Ok(Call { shared: Arc::clone(shared), function, params, grid, order })
     }
 
     /// The kernel's assertion that did not hold, if one did not.
@@ -49,17 +63,40 @@ impl Call {
     pub(super) fn enqueue(&mut self) -> Result<(), DriverError> {
         let kernel = &self.function.kernel;
         let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: self.grid.0,
+            gridDimY: self.grid.1,
+            gridDimZ: self.grid.2,
+            blockDimX: kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: kernel.shared_bytes,
+            hStream: self.shared.stream.cu_stream(),
+            attrs: &mut early,
+            numAttrs: 1,
+        };
         // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; whoever made the call
         // keeps the tensors that the values name, and the launch was checked against the kernel's signature.
         unsafe {
-            result::launch_kernel(
-                self.function.handle,
-                self.grid,
-                (kernel.threads, 1, 1),
-                kernel.shared_bytes,
-                self.shared.stream.cu_stream(),
-                &mut pointers,
-            )
+            match self.order {
+                Order::Follows => {
+                    let params = pointers.as_mut_ptr();
+                    sys::cuLaunchKernelEx(&config, self.function.handle, params, ptr::null_mut()).result()
+                }
+                Order::InTurn | Order::Leads => result::launch_kernel(
+                    self.function.handle,
+                    self.grid,
+                    (kernel.threads, 1, 1),
+                    kernel.shared_bytes,
+                    self.shared.stream.cu_stream(),
+                    &mut pointers,
+                ),
+            }
         }
     }
 }
@@ -100,7 +137,7 @@ impl<'a> BoundCuda<'a> {
             tensors.push(arg.tensor().map(|t| Resident::upload(&shared, launch.kernel, name, t)).transpose()?);
         }
         let address = |i: usize| tensors[i].as_ref().map_or(0, |t: &Resident| t.address(&shared));
-        let call = Call::new(&executable, &launch, address)?;
+        let call = Call::new(&executable, &launch, Order::InTurn, address)?;
         Ok(BoundCuda { shared, launch, tensors, call })
     }
 }

@@ -149,7 +149,7 @@ impl Backend for Cuda {
         Ok(Arc::new(CudaExecutable::load(&self.shared, func, &PtxOptions::new(self.shared.arch))?))
     }
 
-    fn capture<'a>(&self, calls: Vec<Ready<'a>>) -> Result<Box<dyn Bound + 'a>, LaunchError> {
-        graph::capture(&self.shared, calls)
+    fn capture<'a>(&self, calls: Vec<Ready<'a>>, overlapped: bool) -> Result<Box<dyn Bound + 'a>, LaunchError> {
+        graph::capture(&self.shared, calls, overlapped && self.shared.arch.overlaps_launches())
     }
 }

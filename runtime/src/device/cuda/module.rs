@@ -82,12 +82,13 @@ impl CudaExecutable {
         &self.kernels.first().kernel
     }
 
-    /// The kernel for a launch.
+    /// The kernel for a launch, one that launches beside it may overlap if `overlapped`.
     ///
     /// # Errors
     /// If a variant is needed and does not compile or load.
-    pub(super) fn pick(&self, launch: &Launch<'_>) -> Result<Arc<Function>, LaunchError> {
-        let picked = self.kernels.pick(launch, |f| &f.kernel, |kernel| Function::load(&self.shared, kernel));
+    pub(super) fn pick(&self, launch: &Launch<'_>, overlapped: bool) -> Result<Arc<Function>, LaunchError> {
+        let picked =
+            self.kernels.pick(launch, overlapped, |f| &f.kernel, |kernel| Function::load(&self.shared, kernel));
         let device = &self.shared.name;
         picked.map_err(|cause| LaunchError::Device { kernel: launch.kernel, device: device.clone(), cause })
     }

@@ -46,6 +46,7 @@ pub(super) struct Builder<'a> {
     shared_dynamic: u32,
     local_bytes: u32,
     pub global_atomics: bool,
+    pub overlapped: bool,
 }
 
 fn class_index(c: Class) -> usize {
@@ -124,6 +125,7 @@ impl<'a> Builder<'a> {
             shared_dynamic,
             local_bytes: local,
             global_atomics: false,
+            overlapped: false,
         })
     }
 
@@ -162,6 +164,7 @@ impl<'a> Builder<'a> {
             max_threads: entry.max_threads,
             required_cluster: entry.required_cluster,
             global_atomics: self.global_atomics,
+            overlapped: self.overlapped,
             touched,
         })
     }

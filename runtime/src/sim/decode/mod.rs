@@ -77,6 +77,9 @@ pub struct Kernel {
     pub required_cluster: Option<[u32; 3]>,
     /// Uses atomics on global memory, whose order between blocks can show in the result.
     pub global_atomics: bool,
+    /// One of several launches that overlap: it has `griddepcontrol`. Each must wait, even if all it does is to let the next
+    /// one begin: the end of a launch stands for the ends of all before it.
+    pub overlapped: bool,
     /// 32-bit slots of `wgmma` operands that every other instruction reads and writes; empty unless the kernel has `wgmma`.
     pub touched: Vec<(Vec<u32>, Vec<u32>)>,
 }

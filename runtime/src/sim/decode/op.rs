@@ -220,6 +220,8 @@ pub enum Op {
     Setmaxnreg {
         inc: bool,
     },
+    /// `griddepcontrol.wait`.
+    GridWait,
 }
 
 /// Memory ordering of an atomic.

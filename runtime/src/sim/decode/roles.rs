@@ -46,7 +46,7 @@ pub fn visit(i: &mut Inst, pool: &mut [u32], f: &mut impl FnMut(&mut u32, Class,
         Op::Nop | Op::Bra | Op::Exit | Op::Trap | Op::Brkpt | Op::Prefetch | Op::Fence(_) | Op::Nanosleep => {}
         Op::CpAsyncCommit | Op::CpAsyncWait { .. } | Op::BulkCommit | Op::BulkWait { .. } => {}
         Op::ClusterArrive { .. } | Op::ClusterWait | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait => {}
-        Op::Setmaxnreg { .. } => {}
+        Op::Setmaxnreg { .. } | Op::GridWait => {}
         Op::Int(op, ty) => {
             use IntOp as O;
             let c = ty.class();

@@ -16,7 +16,8 @@ impl Builder<'_> {
             "nanosleep" => Ok(self.inst(Op::Nanosleep)),
             "griddepcontrol" => {
                 self.only(i, &["wait", "launch_dependents"])?;
-                Ok(self.inst(Op::Nop))
+                self.overlapped = true;
+                Ok(self.inst(if i.has("wait") { Op::GridWait } else { Op::Nop }))
             }
             "setmaxnreg" => {
                 self.only(i, &["inc", "dec", "sync", "aligned"])?;

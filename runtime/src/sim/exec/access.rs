@@ -108,10 +108,22 @@ impl Cluster<'_> {
         });
     }
 
+    /// The launch before this one may still write what is accessed.
+    #[cold]
+    fn too_early(&mut self, warp: &Warp, lane: usize, address: u64, how: &str) {
+        let name = self.buffer_name(address);
+        self.fault(warp, lane, FaultKind::LaunchOverlap, Some((address, name)), || {
+            format!("access of global memory {how}: the launch before this one may still write there")
+        });
+    }
+
     /// The allocation that holds all of a global access.
     #[inline]
     pub fn global_place(&mut self, warp: &Warp, lane: usize, address: u64, bytes: u32) -> Option<(&Allocation, u64)> {
         let env = self.env;
+        if env.kernel.overlapped && warp.waited >> lane & 1 == 0 {
+            self.too_early(warp, lane, address, "before `griddepcontrol.wait`");
+        }
         let found = if addr::region(address) == addr::region(addr::MODULE_WINDOW) {
             Some(env.globals)
         } else {
@@ -165,6 +177,9 @@ impl Cluster<'_> {
         if unwritten {
             let name = self.buffer_name(address);
             self.uninitialised(warp, lane, address, bytes, name);
+        }
+        if how.constant && self.env.kernel.overlapped {
+            self.too_early(warp, lane, address, "through the path for constant data");
         }
         if races {
             let kind = match how {

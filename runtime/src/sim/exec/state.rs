@@ -88,6 +88,8 @@ pub struct Warp {
     pub copies: CopyQueue,
     pub wgmma: WgmmaState,
     pub executed: u64,
+    /// Lanes that know the launch before this one to have ended.
+    pub waited: u32,
     next_split: usize,
 }
 

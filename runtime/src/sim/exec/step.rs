@@ -146,6 +146,7 @@ impl Cluster<'_> {
             // Executed in the loop itself.
             Op::Int(..) | Op::Flt(..) | Op::Mov(_) | Op::Setp { .. } | Op::Selp { .. } | Op::Cvt { .. } => {}
             Op::Ld(_) | Op::St(_) | Op::Bra | Op::Exit => {}
+            Op::GridWait => warp.waited |= active,
             Op::Nop | Op::Prefetch | Op::Nanosleep | Op::Setmaxnreg { .. } => {}
             Op::Trap => self.fatal(warp, active.trailing_zeros() as usize, FaultKind::Trap, || "trap executed".into()),
             Op::Brkpt => {
