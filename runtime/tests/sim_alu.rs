@@ -424,6 +424,13 @@ fn double_precision() {
         let code = format!("cvt.f64.f32 %l0, %a; cvt.f64.f32 %l1, %b; {op} cvt.rn.f32.f64 %d, %l2;");
         check(&code, |a, b, _| fb(want(f64::from(f(a)), f64::from(f(b))) as f32));
     }
+    // -0 is less than +0, whichever comes first.
+    for (op, want) in [("min", 0x8000_0000), ("max", 0)] {
+        for [x, y] in [["0d8000000000000000", "0d0000000000000000"], ["0d0000000000000000", "0d8000000000000000"]] {
+            let code = format!("mov.f64 %l0, {x}; mov.f64 %l1, {y}; {op}.f64 %l2, %l0, %l1;");
+            check(&format!("{code} cvt.rn.f32.f64 %d, %l2;"), |_, _, _| want);
+        }
+    }
     // Literals keep all their bits.
     check("mov.f64 %l0, 0d3FF0000000000001; mov.b64 {%d, %t0}, %l0;", |_, _, _| 1);
     assert_eq!(bytes64(&[1]).len(), 8);

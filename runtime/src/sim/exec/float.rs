@@ -37,26 +37,34 @@ fn saturate(v: f32) -> f32 {
     if v > 0.0 { v.min(1.0) } else { 0.0 }
 }
 
-/// The smaller operand; a NaN loses unless `nan`; -0 is less than +0.
-#[inline(always)]
-pub fn min_f32(a: f32, b: f32, nan: bool) -> f32 {
-    if a.is_nan() || b.is_nan() {
-        return match (a.is_nan(), b.is_nan(), nan) {
-            (_, _, true) | (true, true, _) => f32::NAN,
-            (true, false, false) => b,
-            (false, _, false) => a,
-        };
-    }
-    if a == b {
-        return if a.is_sign_negative() { a } else { b };
-    }
-    if a < b { a } else { b }
+macro_rules! min_max {
+    ($min:ident, $max:ident, $t:ident) => {
+        /// The smaller operand; a NaN loses unless `nan`; -0 is less than +0.
+        #[inline(always)]
+        pub fn $min(a: $t, b: $t, nan: bool) -> $t {
+            if a.is_nan() || b.is_nan() {
+                return match (a.is_nan(), b.is_nan(), nan) {
+                    (_, _, true) | (true, true, _) => $t::NAN,
+                    (true, false, false) => b,
+                    (false, _, false) => a,
+                };
+            }
+            if a == b {
+                return if a.is_sign_negative() { a } else { b };
+            }
+            if a < b { a } else { b }
+        }
+
+        /// The larger operand, likewise.
+        #[inline(always)]
+        pub fn $max(a: $t, b: $t, nan: bool) -> $t {
+            -$min(-a, -b, nan)
+        }
+    };
 }
 
-#[inline(always)]
-pub fn max_f32(a: f32, b: f32, nan: bool) -> f32 {
-    -min_f32(-a, -b, nan)
-}
+min_max!(min_f32, max_f32, f32);
+min_max!(min_f64, max_f64, f64);
 
 #[inline(always)]
 fn un(r: &mut Regs, i: &Inst, m: u32, mode: FltMode, f: impl Fn(f32) -> f32) {
@@ -140,8 +148,10 @@ fn f64_op(r: &mut Regs, i: &Inst, m: u32, op: FltOp) {
         O::Fma | O::FmaRelu => {
             r.map3(i.d, (i.a, i.b, i.c), m, |a: u64, b: u64, c: u64| f(a).mul_add(f(b), f(c)).to_bits());
         }
-        O::Min | O::MinNan => r.map2(i.d, ab, m, |a: u64, b: u64| f(a).min(f(b)).to_bits()),
-        O::Max | O::MaxNan => r.map2(i.d, ab, m, |a: u64, b: u64| f(a).max(f(b)).to_bits()),
+        O::Min => r.map2(i.d, ab, m, |a: u64, b: u64| min_f64(f(a), f(b), false).to_bits()),
+        O::Max => r.map2(i.d, ab, m, |a: u64, b: u64| max_f64(f(a), f(b), false).to_bits()),
+        O::MinNan => r.map2(i.d, ab, m, |a: u64, b: u64| min_f64(f(a), f(b), true).to_bits()),
+        O::MaxNan => r.map2(i.d, ab, m, |a: u64, b: u64| max_f64(f(a), f(b), true).to_bits()),
         O::CopySign => r.map2(i.d, ab, m, |a: u64, b: u64| f(b).copysign(f(a)).to_bits()),
         O::Neg => r.map1(i.d, i.a, m, |a: u64| (-f(a)).to_bits()),
         O::Abs => r.map1(i.d, i.a, m, |a: u64| f(a).abs().to_bits()),
