@@ -142,6 +142,8 @@ struct Pass<'k> {
     inserts: bool,
     /// A barrier is missing.
     missed: bool,
+    /// Number of waits for copies that the walk has passed.
+    waits: usize,
     /// A conflict that each barrier is for.
     reasons: FastMap<usize, (usize, usize)>,
 }
@@ -169,8 +171,15 @@ fn decide(k: &Kernel) -> (FastMap<Inst, Level>, Vec<(Inst, String)>) {
             (_, false) => Level::Thread,
         })
         .collect();
-    let mut pass =
-        Pass { k, meetings, barriers: least.clone(), inserts: true, missed: false, reasons: FastMap::default() };
+    let mut pass = Pass {
+        k,
+        meetings,
+        barriers: least.clone(),
+        inserts: true,
+        missed: false,
+        waits: 0,
+        reasons: FastMap::default(),
+    };
     pass.run();
     pass.inserts = false;
     // The innermost first: they cost most.
@@ -280,7 +289,8 @@ impl Pass<'_> {
     fn add(&mut self, site: usize, pending: &mut [Option<State>]) {
         let sites = &self.meetings.sites;
         if sites.sites[site].waits {
-            pending.iter_mut().flatten().for_each(|p| p.in_flight = false);
+            self.waits += 1;
+            copies_land(pending);
         }
         for access in sites.sites[site].accesses.clone() {
             let in_flight = sites.accesses[access].in_flight;
@@ -324,6 +334,7 @@ impl Pass<'_> {
     /// A loop, until another turn adds nothing.
     fn repeat(&mut self, depth: u32, bodies: &[(Block, Vec<Step>)], pending: Pending) -> Pending {
         let mut entry = pending;
+        let waits = self.waits;
         loop {
             let known = self.barriers.clone();
             let mut state = entry.clone();
@@ -345,6 +356,10 @@ impl Pass<'_> {
             unite(&mut entry, &others);
             if (entry == before && known == self.barriers) || (self.missed && !self.inserts) {
                 unite(&mut entry, &state);
+                // A ring's loop waits for the copies before it. Where it never runs, none of them has been started.
+                if self.waits != waits {
+                    copies_land(&mut entry);
+                }
                 // A loop with a condition is left after another run of what computes it.
                 return match bodies {
                     [(_, before), _] => self.walk(before, entry),
@@ -373,6 +388,11 @@ impl Pass<'_> {
 /// All threads of each warp have met.
 fn warps_meet(pending: &mut [Option<State>]) {
     pending.iter_mut().flatten().for_each(|p| p.warp_met |= !p.in_flight);
+}
+
+/// Each thread has waited for its copies.
+fn copies_land(pending: &mut [Option<State>]) {
+    pending.iter_mut().flatten().for_each(|p| p.in_flight = false);
 }
 
 /// All threads of the block have met.
