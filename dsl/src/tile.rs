@@ -111,6 +111,12 @@ impl T {
         record::with_current(|r| r.builder.func_mut().clusters = Some([x, y]));
     }
 
+    /// Asks for two sets of threads that take the blocks of the grid in turns: while one multiplies in the pipelined loop, the other
+    /// writes its results. For kernels of one warpgroup (128 threads) that multiply with `wgmma`; elsewhere nothing changes.
+    pub fn ping_pong(self) {
+        record::with_current(|r| r.builder.func_mut().ping_pong = true);
+    }
+
     // Memory.
 
     #[track_caller]

@@ -200,6 +200,9 @@ pub struct Func {
     pub sums: Sums,
     /// Without it, the device's compiler chooses.
     pub clusters: Option<Clusters>,
+    /// A wish: two sets of threads take the blocks of the grid in turns, so that one multiplies while the other stores. Devices
+    /// without such sets, and kernels that do not fit them, ignore it. No result depends on it.
+    pub ping_pong: bool,
     pub body: Region,
     constants: FastMap<Const, Value>,
 }
@@ -226,6 +229,7 @@ impl Func {
             block_order: BlockOrder::default(),
             sums: Sums::default(),
             clusters: None,
+            ping_pong: false,
             body,
             constants: FastMap::default(),
         }

@@ -156,6 +156,41 @@ fn runs_of_iterations_give_the_same_bits_in_one_block_and_in_several() {
 }
 
 #[test]
+fn teams_take_turns() {
+    let on = ("ping_pong", TuneValue::Bool(true));
+    let taken = |settings: &[(&str, TuneValue)]| {
+        let explain = ptx(&problem(WIDE, settings), Arch::Sm90a).explain;
+        (explain.iter().any(|e| e.contains("hopper: ping-pong")), explain.join("\n"))
+    };
+    // Blocks have 5, 3, 2 tiles and 1; slots go round in one block, in two, in none.
+    for (bm, bn, bk, stages) in [
+        (64, 64, 16, 2),
+        (64, 64, 16, 3),
+        (64, 64, 32, 2),
+        (64, 128, 32, 4),
+        (128, 128, 16, 3),
+        (64, 256, 64, 2),
+        (128, 64, 16, 7),
+    ] {
+        let tiles = [("bm", int(bm)), ("bn", int(bn)), ("bk", int(bk)), ("stages", int(stages))];
+        let alone = [tiles[0], tiles[1], tiles[2], tiles[3], ("cluster_n", int(1)), ("cluster_m", int(1))];
+        for settings in [&tiles[..], &alone[..]] {
+            let settings: Vec<_> = settings.iter().copied().chain([on, ("threads", int(128))]).collect();
+            check(WIDE, &settings);
+            assert!(taken(&settings).0, "{settings:?}: {}", taken(&settings).1);
+        }
+    }
+    for (settings, why) in [
+        (vec![("bm", int(128)), ("bn", int(256)), ("threads", int(128))], "256 registers"),
+        (vec![("runs", int(2)), ("bk", int(16)), ("bn", int(64)), ("threads", int(128))], "summed in runs"),
+    ] {
+        let settings: Vec<_> = settings.into_iter().chain([on]).collect();
+        let (does, explain) = taken(&settings);
+        assert!(!does && (explain.contains(why)), "{explain}");
+    }
+}
+
+#[test]
 fn edges_and_types() {
     check(EDGES, &[]);
     check("m=1 n=8 k=8", &[]);

@@ -426,10 +426,11 @@ fn hopper_gemms() -> impl Strategy<Value = (Gemm, [usize; 2])> {
 fn random_gemms_on_hopper_agree() {
     const CASES: u32 = 24;
     let reached = Cell::new(0);
-    let strategy = (hopper_gemms(), prop::option::of(any::<u64>()), any::<u64>());
+    let strategy = (hopper_gemms(), any::<bool>(), prop::option::of(any::<u64>()), any::<u64>());
     let mut runner = TestRunner::new(ProptestConfig { cases: CASES, ..ProptestConfig::default() });
-    let outcome = runner.run(&strategy, |((g, [m, n]), shuffle, seed)| {
-        let func = kernels::gemm(g);
+    let outcome = runner.run(&strategy, |((g, [m, n]), ping_pong, shuffle, seed)| {
+        let mut func = kernels::gemm(g);
+        func.ping_pong = ping_pong;
         let mut r = Numbers(seed);
         // Small integers: every sum is exact in every order.
         let args = args(&func, &[("m", m), ("n", n)], &mut |_, _, _| (8.0 * r.next() - 4.0).round());

@@ -82,48 +82,74 @@ fn cases(kernel: &dyn LibraryKernel, prefix: &str) -> Vec<Case> {
 }
 
 /// A tile of `gemm` that makes a small problem deep: the ring of copies goes round, and a block has several tiles.
-const DEEP: [(&str, i64); 5] = [("bm", 64), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 128)];
+const DEEP: [(&str, TuneValue); 5] =
+    [("bm", int(64)), ("bn", int(64)), ("bk", int(32)), ("stages", int(2)), ("threads", int(128))];
+
+/// The same for two warpgroups that take turns.
+const TEAMS: [(&str, TuneValue); 6] =
+    [DEEP[0], DEEP[1], DEEP[2], DEEP[3], DEEP[4], ("ping_pong", TuneValue::Bool(true))];
 
 /// Tiles of several boxes on their way out, and several such tiles for a block.
-const WIDE: [(&str, i64); 5] = [("bm", 64), ("bn", 128), ("bk", 32), ("stages", 2), ("threads", 128)];
+const WIDE: [(&str, TuneValue); 5] =
+    [("bm", int(64)), ("bn", int(128)), ("bk", int(32)), ("stages", int(2)), ("threads", int(128))];
 
 /// The same for two warpgroups and a cluster of two blocks.
-const CLUSTER: [(&str, i64); 5] = [("bm", 128), ("bn", 64), ("bk", 32), ("stages", 2), ("threads", 256)];
+const CLUSTER: [(&str, TuneValue); 5] =
+    [("bm", int(128)), ("bn", int(64)), ("bk", int(32)), ("stages", int(2)), ("threads", int(256))];
+
+/// Steps so short that a small problem has several.
+const SHALLOW: [(&str, TuneValue); 2] = [("bk", int(16)), ("stages", int(2))];
 
 /// Several blocks of several warps that count together.
-const BLOCKS: [(&str, i64); 2] = [("chunk", 16), ("threads", 128)];
+const BLOCKS: [(&str, TuneValue); 2] = [("chunk", int(16)), ("threads", int(128))];
 
 /// Configs besides those of the small problems, which are too shallow for some rings and too small for several blocks: kernel,
 /// level of features, config, problems.
-const DEEPER: [(&str, Arch, Settings, &str); 12] = [
-    ("block_scaled_gemm", Arch::Sm90a, &[("bk", 64), ("stages", 2)], "m=33 n=72 k=160 f8e4m3xf4e2m1"),
-    ("attention_dkv", Arch::Sm90a, &[("bm", 16), ("bn", 64), ("stages", 2), ("threads", 128)], "h=6/2"),
-    ("attention_dq", Arch::Sm90a, &[("bm", 64), ("bn", 16), ("stages", 2), ("threads", 128)], "h=6/2"),
+const DEEPER: [(&str, Arch, Settings, &str); 13] = [
+    ("block_scaled_gemm", Arch::Sm90a, &[("bk", int(64)), ("stages", int(2))], "m=33 n=72 k=160 f8e4m3xf4e2m1"),
+    (
+        "attention_dkv",
+        Arch::Sm90a,
+        &[("bm", int(16)), ("bn", int(64)), ("stages", int(2)), ("threads", int(128))],
+        "h=6/2",
+    ),
+    (
+        "attention_dq",
+        Arch::Sm90a,
+        &[("bm", int(64)), ("bn", int(16)), ("stages", int(2)), ("threads", int(128))],
+        "h=6/2",
+    ),
     ("aux_fi", Arch::Sm80, &BLOCKS, "t=67"),
     ("aux_fi", Arch::Sm90a, &BLOCKS, "t=67"),
     ("gemm", Arch::Sm90a, &DEEP, "m=136"),
     ("gemm", Arch::Sm90a, &WIDE, "m=136"),
     ("gemm", Arch::Sm90a, &CLUSTER, "m=136"),
+    ("gemm", Arch::Sm90a, &TEAMS, "m=136"),
     ("group_count", Arch::Sm80, &BLOCKS, "t=67"),
     ("group_count", Arch::Sm90a, &BLOCKS, "t=67"),
     ("k_grouped_gemm", Arch::Sm90a, &DEEP, ""),
-    ("k_grouped_scaled_gemm", Arch::Sm80, &[("bk", 32), ("stages", 2)], "rows=[20,33]"),
+    ("k_grouped_scaled_gemm", Arch::Sm80, &[("bk", int(32)), ("stages", int(2))], "rows=[20,33]"),
 ];
 
 /// Changes to a kernel's config.
-type Settings = &'static [(&'static str, i64)];
+type Settings = &'static [(&'static str, TuneValue)];
+
+const fn int(n: i64) -> TuneValue {
+    TuneValue::Int(n)
+}
 
 fn settings(of: Settings) -> Vec<(String, TuneValue)> {
-    of.iter().map(|(name, n)| ((*name).to_owned(), TuneValue::Int(*n))).collect()
+    of.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect()
 }
 
 /// A pipelined product on either kind of unit, attention, a reduction, a cast through shared memory, a sort.
 #[test]
 fn the_simulator_misses_what_is_missing() {
-    let chosen: [(&str, &str, Settings, Arch); 9] = [
-        ("gemm", "m=65 n=72 k=40 bf16->bf16 nn", &[("bk", 16), ("stages", 2)], Arch::Sm80),
+    let chosen: [(&str, &str, Settings, Arch); 10] = [
+        ("gemm", "m=65 n=72 k=40 bf16->bf16 nn", &SHALLOW, Arch::Sm80),
         ("gemm", "m=136 n=264", &DEEP, Arch::Sm90a),
         ("gemm", "m=136 n=264", &CLUSTER, Arch::Sm90a),
+        ("gemm", "m=136 n=264", &TEAMS, Arch::Sm90a),
         ("flash_attention", "", &[], Arch::Sm80),
         ("flash_attention", "", &[], Arch::Sm90a),
         ("rmsnorm", "", &[], Arch::Sm90a),

@@ -115,6 +115,7 @@ impl Parser<'_> {
             self.expect(")")?;
             self.func.clusters = Some([along_first, along_second]);
         }
+        self.func.ping_pong = self.eat_word("ping_pong");
         if let Some(span) = self.written_span()? {
             self.func.span = span;
         }

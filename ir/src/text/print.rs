@@ -263,6 +263,9 @@ impl<'f> Printer<'f> {
         if let Some([x, y]) = func.clusters {
             self.part(format_args!(" clusters({x}, {y})"));
         }
+        if func.ping_pong {
+            self.part(" ping_pong");
+        }
         self.known_span(&func.span);
         self.space = true;
         self.part("{");

@@ -16,6 +16,7 @@ use zellige_ir::DType;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Tune)]
 #[tune(constraint = bm * bn <= 128 * 256)]
 #[tune(constraint = runs > 0)]
+#[tune(constraint = !ping_pong || threads == 128)]
 pub struct GemmConfig {
     #[tune(64, 128, 256)]
     pub bm: usize,
@@ -38,6 +39,8 @@ pub struct GemmConfig {
     /// Blocks along N and along M that fetch common tiles for each other; 0 leaves it to the compiler.
     pub cluster_n: usize,
     pub cluster_m: usize,
+    /// Two warpgroups with a tile each take turns: see [`zellige::T::ping_pong`].
+    pub ping_pong: bool,
     /// Round f32 operands to tf32, 10 mantissa bits, as matrix units take them; otherwise they are multiplied as they are.
     pub tf32: bool,
 }
@@ -56,6 +59,7 @@ impl Default for GemmConfig {
             spread: false,
             cluster_n: 0,
             cluster_m: 0,
+            ping_pong: false,
             tf32: false,
         }
     }
@@ -93,6 +97,9 @@ pub fn dense_gemm<E: Float, C: Float>(
     }
     if cfg.cluster_n > 0 && cfg.cluster_m > 0 {
         t.clusters(cfg.cluster_n, cfg.cluster_m);
+    }
+    if cfg.ping_pong {
+        t.ping_pong();
     }
     let a_s = t.shared::<E, 2>(if cfg.a_transposed { [bk, bm] } else { [bm, bk] });
     let b_s = t.shared::<E, 2>(if cfg.b_transposed { [bk, bn] } else { [bn, bk] });

@@ -49,6 +49,7 @@ pub use params::alignable;
 
 use super::PtxOptions;
 use super::error::CodegenError;
+use super::pipeline::scratch;
 use super::simt::{Builder, Kernel, Obj, ObjKind, PhaseId, SimtOp, Special, Val};
 use super::target::Target;
 use index::Idx;
@@ -122,7 +123,19 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
         lowerer.b.push(SimtOp::GridWait {});
     }
     match plan {
-        Some(plan) => lowerer.specialised(plan)?,
+        Some(plan) => {
+            let teams = plan.teams;
+            lowerer.specialised(plan)?;
+            if let (2.., Some(scratch)) = (teams, scratch(&lowerer.b.kernel)) {
+                let note =
+                    format!("hopper: no ping-pong: its teams would share the {}", lowerer.b.kernel.objs[scratch].name);
+                let mut alone = func.clone();
+                alone.ping_pong = false;
+                let mut lowered = lower(&alone, opts)?;
+                lowered.explain.push(note);
+                return Ok(lowered);
+            }
+        }
         None => {
             lowerer.params();
             lowerer.region(func.prelude)?;

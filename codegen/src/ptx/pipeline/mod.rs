@@ -7,3 +7,5 @@ mod meet;
 pub mod shared;
 mod sites;
 mod threads;
+
+pub use sites::scratch;

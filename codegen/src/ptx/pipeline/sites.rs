@@ -232,6 +232,17 @@ fn places(op: &SimtOp) -> [Option<(Addr, Kind)>; 2] {
     }
 }
 
+/// A shared object that ops access and whose accesses barriers of the block are to order, if there is one.
+pub fn scratch(k: &Kernel) -> Option<Obj> {
+    let mut found = None;
+    k.walk(k.body, &mut |_, data| {
+        let objs = places(&data.op).into_iter().flatten().map(|(addr, _)| addr.obj);
+        let is_scratch = |&o: &Obj| matches!(k.objs[o].kind, ObjKind::Shared { .. }) && !k.objs[o].managed;
+        found = found.or(objs.into_iter().find(is_scratch));
+    });
+    found
+}
+
 /// Turns of loops in a site that are looked at one by one.
 const MAX_TURNS: i64 = 64;
 

@@ -109,7 +109,7 @@ impl Finder<'_> {
     }
 
     /// True if the kernel touches tensors in nothing but these loads and stores, which leave out what lies outside.
-    fn touches_only(&self, loads: &[Load], stores: &[Store]) -> bool {
+    pub(super) fn touches_only(&self, loads: &[Load], stores: &[Store]) -> bool {
         let func = self.func;
         let mut only = true;
         let outside = func.regions[func.body].ops.iter().filter(|&&op| op != self.loop_op);

@@ -55,6 +55,8 @@ pub(super) fn plan(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
         loop_op: *loop_op,
         stages: *stages,
         consumers,
+        teams: 1,
+        no_teams: func.ping_pong.then(|| "its loop works between products".to_owned()),
         cluster: [1, 1],
         loads,
         products,

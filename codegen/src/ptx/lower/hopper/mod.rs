@@ -14,6 +14,7 @@ pub mod plan;
 mod producer;
 mod runs;
 mod store;
+mod teams;
 mod turn;
 
 use super::index::{self, Idx};
@@ -25,7 +26,6 @@ use crate::ptx::simt::{
 };
 use plan::{HopperPlan, RingKind, WARPGROUP};
 use std::rc::Rc;
-use zellige_ir::layout::WARP;
 use zellige_ir::{BlockOrder, EntityId, Func, Param};
 
 /// Bytes of an mbarrier.
@@ -59,6 +59,8 @@ pub(super) struct Rings {
     pub staging: Obj,
     /// Set if blocks of a cluster share the iterations of the loop.
     pub handover: Option<runs::Handover>,
+    /// Set if several teams take the blocks in turns.
+    pub turns: Option<teams::Turns>,
     /// Positions in the rings. Each role has its own.
     pub at: Vec<Position>,
 }
@@ -86,8 +88,10 @@ enum Role {
 #[derive(Debug)]
 pub(super) struct HopperRole {
     rings: Rings,
-    /// Number of the thread's warpgroup.
+    /// Number of the thread's warpgroup among those of its block of the grid.
     group: Val,
+    /// Number of its team, which is that of its warpgroup where there are several.
+    team: Val,
     /// The slot whose products were started last.
     previous: Var,
 }
@@ -116,14 +120,14 @@ pub(super) fn map_slots(func: &Func, plan: &HopperPlan) -> Vec<ParamSlot> {
 
 fn registers(plan: &HopperPlan) -> Option<(u32, u32)> {
     let few_loads = plan.copies().count() <= FEW_LOADS;
-    if plan.mixed.is_some() && few_loads { MIXED_REGISTERS[plan.consumers] } else { REGISTERS[plan.consumers] }
+    if plan.mixed.is_some() && few_loads { MIXED_REGISTERS[plan.groups()] } else { REGISTERS[plan.groups()] }
 }
 
 impl Lowerer<'_> {
     /// Lowers the whole function under a plan.
     pub(super) fn specialised(&mut self, plan: Rc<HopperPlan>) -> Result {
         let func = self.func;
-        let consumers = plan.consumers * WARPGROUP;
+        let consumers = plan.groups() * WARPGROUP;
         self.b.kernel.threads = (consumers + WARPGROUP) as u32;
         self.b.kernel.roles = Roles::Specialised { consumers: consumers as u32 };
         self.b.kernel.grid = if plan.spread() > 1 { GridPlan::Spread } else { GridPlan::Persistent };
@@ -136,7 +140,7 @@ impl Lowerer<'_> {
         self.init_barriers(&rings);
         let group = self.warpgroup();
         let feeds = {
-            let n = self.b.c32(plan.consumers as i64);
+            let n = self.b.c32(plan.groups() as i64);
             self.b.setp(Cmp::Eq, Num::S32, group, n)
         };
         let registers = registers(&plan);
@@ -166,8 +170,18 @@ impl Lowerer<'_> {
         self.explain.push(format!(
             "hopper: the loop at {at} runs on wgmma and tensor copies: {} warpgroups multiply, one copies into rings of {} \
              slots, {bytes} bytes",
-            plan.consumers, plan.stages
+            plan.groups(),
+            plan.stages
         ));
+        if plan.teams > 1 {
+            let teams = plan.teams;
+            self.explain.push(format!(
+                "hopper: ping-pong: {teams} warpgroups take blocks in turns: one multiplies, another stores"
+            ));
+        }
+        if let Some(why) = &plan.no_teams {
+            self.explain.push(format!("hopper: no ping-pong: {why}"));
+        }
         for p in &plan.products {
             let [m, n, k] = p.shape;
             let [gm, gn] = p.warpgroups;
@@ -257,18 +271,23 @@ impl Lowerer<'_> {
             first += runs::BARRIERS;
             runs::Handover { parts, first: first - runs::BARRIERS, parity }
         });
+        let turns = (plan.teams > 1).then(|| {
+            let [parity, skipped] = [(); 2].map(|()| self.b.new_var(Ty::B32));
+            first += plan.teams;
+            teams::Turns { first: first - plan.teams, parity, skipped }
+        });
         // Numbers of blocks on their way between roles stand behind the barriers.
         let bytes = MBARRIER * first + if plan.is_dealt() { deal::BYTES } else { 0 };
         let barriers = self.b.new_obj(shared("barriers of the rings".into(), bytes, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
-        Rings { plan: plan.clone(), tiles, barriers, staging, handover, at }
+        Rings { plan: plan.clone(), tiles, barriers, staging, handover, turns, at }
     }
 
     /// One thread makes the barriers; all others wait until they can be used.
     fn init_barriers(&mut self, rings: &Rings) {
         let first = self.first_thread();
         let base = self.b.shared_addr(rings.barriers);
-        let warps = (rings.plan.consumers * WARPGROUP / WARP) as u32;
+        let warps = rings.plan.team_warps() as u32;
         let then_body = self.b.open(false);
         // They arrive while the barriers are made.
         let loads = rings.plan.copies().map(|l| (l.param, &l.tile));
@@ -292,6 +311,7 @@ impl Lowerer<'_> {
             }
         }
         self.init_handover(rings);
+        self.init_turns(rings);
         self.b.push(SimtOp::MbarFence {});
         self.b.close();
         let (else_body, ()) = self.b.in_block(false, |_| ());
@@ -356,6 +376,12 @@ impl Lowerer<'_> {
         }
         if plan.is_dealt() {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
+        }
+        if let (Role::Multiplies, Some(role), true) = (role, &self.hopper, plan.teams > 1) {
+            // The teams take the blocks in turns.
+            let (team, teams) = (role.team, self.b.c32(plan.teams as i64));
+            first = self.b.mad(Num::S32, team, step, first);
+            step = self.b.mul(Num::S32, step, teams);
         }
         let v = self.b.begin_for(Ty::B32);
         self.turns_are_blocks();

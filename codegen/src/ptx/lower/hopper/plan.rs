@@ -38,8 +38,12 @@ pub struct HopperPlan {
     /// The loop whose copies and products run asynchronously.
     pub loop_op: Op,
     pub stages: usize,
-    /// Warpgroups that multiply; one more feeds them.
+    /// Warpgroups that multiply for a block of the grid.
     pub consumers: usize,
+    /// Sets of as many warpgroups, which take the blocks of the grid in turns. One more warpgroup feeds them all.
+    pub teams: usize,
+    /// Why there is one team only, if the author wants more.
+    pub no_teams: Option<String>,
     /// Neighbours along the first two axes of the grid that fetch tiles for each other.
     pub cluster: [usize; 2],
     pub loads: Vec<Load>,
@@ -91,7 +95,12 @@ impl HopperPlan {
 
     /// Bytes of all boxes of accumulators.
     pub fn staging_bytes(&self) -> usize {
-        self.consumers * BOXES * self.box_bytes()
+        self.groups() * BOXES * self.box_bytes()
+    }
+
+    /// Warpgroups that multiply.
+    pub fn groups(&self) -> usize {
+        self.consumers * self.teams
     }
 }
 
@@ -360,14 +369,34 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     let rings = vec![Ring { stages, kind: RingKind::Streamed }];
     let stores = finder.stores(&products);
     let (cluster, mixed) = ([1, 1], None);
-    let mut plan = HopperPlan { loop_op, stages, consumers, cluster, loads, products, stores, rings, mixed, runs };
+    let (teams, no_teams) = (1, None);
+    let mut plan = HopperPlan {
+        loop_op,
+        stages,
+        consumers,
+        teams,
+        no_teams,
+        cluster,
+        loads,
+        products,
+        stores,
+        rings,
+        mixed,
+        runs,
+    };
+    if func.ping_pong {
+        match finder.teams(&plan) {
+            Ok(teams) => plan.teams = teams,
+            Err(why) => plan.no_teams = Some(why),
+        }
+    }
     need += plan.parts_bytes();
     if need > have {
         return refuse(format!(
             "its {stages} stages and the sums of runs need {need} bytes of shared memory, there are {have}"
         ));
     }
-    if need + staging_limit(consumers) > have {
+    if need + staging_limit(plan.groups()) > have {
         plan.stores.clear();
     }
     if plan.spread() == 1 {
@@ -376,9 +405,9 @@ fn streamed(func: &Func, target: Target) -> Result<HopperPlan, Refusal> {
     Ok(plan)
 }
 
-/// Most bytes that boxes of accumulators take.
-pub(super) fn staging_limit(consumers: usize) -> usize {
-    consumers * BOXES * wgmma::M * 128
+/// Most bytes that boxes of accumulators of so many warpgroups take.
+pub(super) fn staging_limit(groups: usize) -> usize {
+    groups * BOXES * wgmma::M * 128
 }
 
 pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {

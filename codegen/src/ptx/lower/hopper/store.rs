@@ -33,6 +33,7 @@ impl Lowerer<'_> {
         let (row, column) = (Idx::new(row, 0, gm as i64 - 1, 1), Idx::new(column, 0, gn as i64 - 1, 1));
         let map = self.map_address(s.param, &s.tile);
         let leader = self.leader();
+        let own = self.own_group(role);
         let rank = dst.offsets.len();
         let (row_axis, mut origin) = (usize::from(dst.axes[0].axis), Vec::new());
         for &v in &dst.offsets {
@@ -43,17 +44,17 @@ impl Lowerer<'_> {
             .flat_map(|block| (0..columns / s.box_cols()).map(move |c| (block, c * s.box_cols())))
             .collect();
         for (n, &(block, first)) in places.iter().enumerate() {
-            let base = self.box_base(&role.rings, role.group, n % BOXES);
+            let base = self.box_base(&role.rings, own, n % BOXES);
             // The box was last stored two groups ago, unless an odd number of them lets the last box of a tile meet the
             // first of the next.
             let pending = if n == 0 && places.len() % BOXES == 1 { 0 } else { BOXES as u32 - 1 };
             self.if_leader(leader, |l| {
                 l.b.push(SimtOp::BulkWait { pending });
             });
-            self.group_barrier(role.group);
+            self.group_barrier(own);
             self.fill_box(role, s, block, first, base)?;
             self.b.push(SimtOp::AsyncFence {});
-            self.group_barrier(role.group);
+            self.group_barrier(own);
             let mut coords = Vals::new();
             for axis in (0..rank).rev() {
                 let mut x = origin[axis];
@@ -83,6 +84,11 @@ impl Lowerer<'_> {
                 l.b.push(SimtOp::BulkWait { pending: 0 });
             });
         }
+    }
+
+    /// Number of the thread's warpgroup among all that multiply.
+    fn own_group(&mut self, role: &HopperRole) -> Val {
+        if role.rings.plan.teams > 1 { role.team } else { role.group }
     }
 
     /// True in one thread of each warpgroup.
