@@ -210,6 +210,8 @@ const FLOPS_PER_BYTE: f64 = 50.0;
 pub struct Case {
     /// Sizes and options, such as `m=4096 n=7168 k=2048 bf16 nt`.
     pub name: String,
+    /// The config without changes.
+    pub config: Box<dyn Settings>,
     /// Builds the problem; `settings` are changes to the kernel's config, given on the command line.
     pub build: Build,
 }
@@ -226,6 +228,7 @@ impl Case {
     ) -> Case {
         Case {
             name: name.into(),
+            config: Box::new(config.clone()),
             build: Box::new(move |settings| {
                 let config = apply(config.clone(), settings)?;
                 build(config)

@@ -66,7 +66,15 @@ impl Batch {
         build: impl Fn(&Batch, AttentionConfig) -> Result<Problem, ProblemError> + Send + Sync + 'static,
     ) -> Case {
         let cfg = AttentionConfig { sink: self.sink != Sink::None, ..cfg };
-        Case::new(name, cfg, move |cfg| build(&self, cfg))
+        Case::new(name, cfg, move |cfg| {
+            if cfg.sink != (self.sink != Sink::None) {
+                return Err(ProblemError::Unsupported(format!(
+                    "`sink` is {}, but the problem has sinks: {:?}",
+                    cfg.sink, self.sink
+                )));
+            }
+            build(&self, cfg)
+        })
     }
 
     pub fn cu_q(&self) -> Vec<usize> {

@@ -119,6 +119,14 @@ impl ScaledProblem {
 
     fn problem(self) -> Result<Problem, ProblemError> {
         let ScaledProblem { layout, rows, n, k, types, cfg, launcher } = self;
+        if cfg.scaled != (types.a.bits() == 8) {
+            return Err(ProblemError::Unsupported(format!(
+                "`scaled` is {}: operands of {} {}",
+                cfg.scaled,
+                types.a,
+                if cfg.scaled { "have no scale factors" } else { "have scale factors" }
+            )));
+        }
         let groups = rows.len();
         let mut inputs = Inputs::new(19);
         // First row of each group, and rows of `a` in all.

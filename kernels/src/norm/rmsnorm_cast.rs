@@ -118,6 +118,12 @@ pub fn rms_norm_cast(
 pub struct Entry;
 
 fn problem(rows: usize, dim: usize, cfg: RmsNormCastConfig) -> Result<Problem, ProblemError> {
+    if !dim.is_multiple_of(cfg.group) {
+        return Err(ProblemError::Unsupported(format!(
+            "rows of {dim} are not a whole number of groups of {}",
+            cfg.group
+        )));
+    }
     let mut inputs = Inputs::new(29);
     let weights = if cfg.weighted { dim } else { 0 };
     let groups = dim.div_ceil(cfg.group);

@@ -81,6 +81,8 @@ pub fn swiglu_backward_and_per_token_cast<Q: Code>(
 ) {
     let SwigluBackwardConfig { group, bn, .. } = cfg;
     let (m, inner) = (x.dim(0), act.static_dim(1));
+    let whole = inner.is_multiple_of(group);
+    t.assert(whole.into(), "swiglu_backward_and_per_token_cast: half a row is not a whole number of groups");
     // A row at a time, in long runs. Columns of scale factors have padding, which is zero.
     let [row] = t.grid([if cfg.layout == ScaleLayout::ColumnMajor { m.ceil_div(4) * 4 } else { m }], cfg.threads);
     let shape = [bn / group, group];
@@ -193,6 +195,12 @@ impl Backward {
 
     fn problem(self) -> Result<Problem, ProblemError> {
         let Backward { rows, inner, limit, cfg } = self;
+        if !inner.is_multiple_of(cfg.group) {
+            return Err(ProblemError::Unsupported(format!(
+                "half a row of {inner} is not a whole number of groups of {}",
+                cfg.group
+            )));
+        }
         let mut inputs = Inputs::new(16);
         let x = Value::Tensor(inputs.normal(DType::F32, &[rows, 2 * inner], 4.0)?).f32s();
         let input_spec = CastSpec::per_token(quant::CodeFormat::E4m3, cfg.input_group, ScaleFormat::F32);

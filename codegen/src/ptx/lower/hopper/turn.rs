@@ -220,9 +220,7 @@ impl Lowerer<'_> {
                         break;
                     }
                 }
-                if let Some(ahead) = turn.ahead.take() {
-                    self.run_ahead(role, &ahead, true)?;
-                }
+                self.run_next(role, turn)?;
             }
             self.before(role, turn, &touched)?;
             let tiles: Vec<usize> =
@@ -233,9 +231,17 @@ impl Lowerer<'_> {
                 self.on_tiles(role, turn, op, &tiles)?;
             }
         }
-        if let Some(ahead) = turn.ahead.take() {
-            self.run_ahead(role, &ahead, true)?;
+        self.run_next(role, turn)
+    }
+
+    /// Does what is still to be done for the next iteration. It fills the slots of the iteration before this one: all warpgroups
+    /// must have passed this one's barrier.
+    fn run_next(&mut self, role: &HopperRole, turn: &mut Turn) -> Result {
+        let Some(ahead) = turn.ahead.take() else { return Ok(()) };
+        if !turn.fresh.is_empty() {
+            self.show(role, turn, false);
         }
+        self.run_ahead(role, &ahead, true)?;
         Ok(())
     }
 
