@@ -26,12 +26,13 @@ fn configs(kernel: &dyn LibraryKernel) -> Vec<Config> {
     configs.filter(|config| seen.insert(format!("{config:?}"))).collect()
 }
 
-/// Some of the small problems that a config fits, as different ones as there are.
+/// Some of the small problems that a config fits, from the first to the last.
 fn fitting(kernel: &dyn LibraryKernel, config: &Config) -> Vec<Case> {
     let cases = kernel.cases(Scale::Small).into_iter().filter(|c| !c.name.contains("=0 "));
     let fits: Vec<Case> = cases.filter(|case| (case.build)(config).is_ok()).collect();
-    let step = fits.len().div_ceil(PROBLEMS).max(1);
-    fits.into_iter().step_by(step).collect()
+    let last = fits.len().saturating_sub(1);
+    let chosen: BTreeSet<usize> = (0..PROBLEMS).map(|i| i * last / (PROBLEMS - 1)).collect();
+    fits.into_iter().enumerate().filter(|(i, _)| chosen.contains(i)).map(|(_, case)| case).collect()
 }
 
 fn check(case: &Case, config: &Config, device: &Device) -> Result<(), String> {
