@@ -195,7 +195,10 @@ fn bools(values: &[bool]) -> Result<DynTensor, ProblemError> {
 fn problem(sizes: RouterProblem, cfg: RouteConfig) -> Result<Problem, ProblemError> {
     let RouterProblem { tokens, experts, k, ids } = sizes;
     if cfg.groups > 0 && (cfg.groups > experts || !experts.is_multiple_of(cfg.groups)) {
-        return Err(ProblemError::Unsupported(format!("{experts} experts do not split into {} equal groups", cfg.groups)));
+        return Err(ProblemError::Unsupported(format!(
+            "{experts} experts do not split into {} equal groups",
+            cfg.groups
+        )));
     }
     let slots = k + cfg.shared;
     let mut inputs = Inputs::new(14);
