@@ -120,7 +120,6 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
     if opts.overlapped {
         // The next launch waits for this one's end, not for this op: the earlier its blocks are in place, the better.
         lowerer.b.push(SimtOp::GridTrigger {});
-        lowerer.b.push(SimtOp::GridWait {});
     }
     match plan {
         Some(plan) => {
@@ -140,6 +139,7 @@ pub fn lower(func: &Func, opts: &PtxOptions) -> Result<Lowered> {
             lowerer.params();
             lowerer.region(func.prelude)?;
             lowerer.block_ids();
+            lowerer.wait_for_launch();
             lowerer.region(func.body)?;
         }
     }
@@ -179,6 +179,13 @@ struct Lowerer<'f> {
 impl<'f> Lowerer<'f> {
     fn span(&self, op: Op) -> Span {
         self.func.ops[op].span.clone()
+    }
+
+    /// Waits for the end of the launch before this one, if that may still run: from here on memory is touched.
+    fn wait_for_launch(&mut self) {
+        if self.overlapped {
+            self.b.push(SimtOp::GridWait {});
+        }
     }
 
     fn malformed<T>(&self, op: Op, what: impl Into<String>) -> Result<T> {

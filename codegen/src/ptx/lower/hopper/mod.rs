@@ -138,6 +138,7 @@ impl Lowerer<'_> {
 
         let rings = self.rings(&plan);
         self.init_barriers(&rings);
+        self.wait_for_launch();
         let group = self.warpgroup();
         let feeds = {
             let n = self.b.c32(plan.groups() as i64);
