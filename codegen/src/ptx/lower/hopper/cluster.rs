@@ -59,22 +59,6 @@ impl Finder<'_> {
         cluster
     }
 
-    /// What the loop's running depends on.
-    pub(super) fn conditions(&self) -> Vec<Value> {
-        let func = self.func;
-        let outside = self.path.iter().flat_map(|&r| &func.regions[r].ops);
-        outside
-            .filter_map(|&op| match &func.ops[op].kind {
-                OpKind::If { cond, then_body, else_body }
-                    if self.path.contains(then_body) || self.path.contains(else_body) =>
-                {
-                    Some(*cond)
-                }
-                _ => None,
-            })
-            .collect()
-    }
-
     /// True if the loop's length is not the same for all blocks.
     pub(super) fn length_varies(&self) -> bool {
         let OpKind::For { extents, .. } = &self.func.ops[self.loop_op].kind else { return true };

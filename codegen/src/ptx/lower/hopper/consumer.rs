@@ -37,7 +37,7 @@ impl Lowerer<'_> {
         self.b.set(previous, zero);
         let (team, group) = if plan.teams > 1 { (group, zero) } else { (zero, group) };
         let role = Rc::new(HopperRole { rings: rings.clone(), group, team, previous });
-        self.tid = self.start_turns(rings, team);
+        self.tid = self.start_teams(rings, team);
         self.first_turn(&role);
         self.hopper = Some(role.clone());
         if let Some(h) = rings.handover {
@@ -87,7 +87,7 @@ impl Lowerer<'_> {
                 })?;
             }
             _ => {
-                self.take_turn(role, extent);
+                self.await_team(role, extent);
                 let (lo, hi) = self.share(&rings.plan, extent);
                 self.iterations(role, op, index, &accs, (lo, hi), extent)?;
             }
@@ -128,7 +128,7 @@ impl Lowerer<'_> {
         self.b.set(role.previous, slot);
         self.advance(rings, 0, slot, parity);
         self.b.end_for(k, lo, hi, one, true);
-        self.pass_turn(role);
+        self.next_team(role);
         self.b.push(SimtOp::WgmmaWait { pending: 0 });
         let ran = self.b.setp(Cmp::Gt, Num::S32, hi, lo);
         self.release(role, ran);

@@ -5,6 +5,7 @@
 //! during the last stores of the one before. Slots of the rings change hands through mbarriers: `full` counts the bytes of
 //! the copies, `empty` the warps that have finished reading. The parity of a slot's use is carried across blocks.
 
+mod ahead;
 mod cluster;
 mod consumer;
 mod deal;
@@ -60,7 +61,7 @@ pub(super) struct Rings {
     /// Set if blocks of a cluster share the iterations of the loop.
     pub handover: Option<runs::Handover>,
     /// Set if several teams take the blocks in turns.
-    pub turns: Option<teams::Turns>,
+    pub teams: Option<teams::Teams>,
     /// Positions in the rings. Each role has its own.
     pub at: Vec<Position>,
 }
@@ -272,16 +273,16 @@ impl Lowerer<'_> {
             first += runs::BARRIERS;
             runs::Handover { parts, first: first - runs::BARRIERS, parity }
         });
-        let turns = (plan.teams > 1).then(|| {
+        let teams = (plan.teams > 1).then(|| {
             let [parity, skipped] = [(); 2].map(|()| self.b.new_var(Ty::B32));
             first += plan.teams;
-            teams::Turns { first: first - plan.teams, parity, skipped }
+            teams::Teams { first: first - plan.teams, parity, skipped }
         });
         // Numbers of blocks on their way between roles stand behind the barriers.
         let bytes = MBARRIER * first + if plan.is_dealt() { deal::BYTES } else { 0 };
         let barriers = self.b.new_obj(shared("barriers of the rings".into(), bytes, 16));
         let staging = self.b.new_obj(shared("boxes of accumulators".into(), plan.staging_bytes(), 1024));
-        Rings { plan: plan.clone(), tiles, barriers, staging, handover, turns, at }
+        Rings { plan: plan.clone(), tiles, barriers, staging, handover, teams, at }
     }
 
     /// One thread makes the barriers; all others wait until they can be used.
@@ -312,7 +313,7 @@ impl Lowerer<'_> {
             }
         }
         self.init_handover(rings);
-        self.init_turns(rings);
+        self.init_teams(rings);
         self.b.push(SimtOp::MbarFence {});
         self.b.close();
         let (else_body, ()) = self.b.in_block(false, |_| ());
@@ -378,11 +379,8 @@ impl Lowerer<'_> {
         if plan.is_dealt() {
             return self.dealt_blocks(rings, role, total, &mut |l, number| l.at_block(plan, &extents, number, body));
         }
-        if let (Role::Multiplies, Some(role), true) = (role, &self.hopper, plan.teams > 1) {
-            // The teams take the blocks in turns.
-            let (team, teams) = (role.team, self.b.c32(plan.teams as i64));
-            first = self.b.mad(Num::S32, team, step, first);
-            step = self.b.mul(Num::S32, step, teams);
+        if let (Role::Multiplies, Some(role)) = (role, self.hopper.clone()) {
+            (first, step) = self.team_blocks(&role, first, step);
         }
         let v = self.b.begin_for(Ty::B32);
         self.turns_are_blocks();

@@ -10,14 +10,10 @@ use super::runs::Runs;
 use super::store::BOXES;
 use crate::ptx::simt::WgmmaTy;
 use crate::ptx::target::{Arch, Target};
-use zellige_ir::hash::FastSet;
 use zellige_ir::layout::instances::Swizzle;
 use zellige_ir::layout::instances::wgmma::{self, Major, SharedOperand};
 use zellige_ir::layout::{FragmentLayout, LayoutError};
-use zellige_ir::{
-    Access, Buffer, DType, Effect, Func, GemmPrecision, Op, OpKind, Param, Region, Scope, Value, ValueDef, Visit,
-    Window,
-};
+use zellige_ir::{Access, Buffer, DType, Effect, Func, GemmPrecision, Op, OpKind, Param, Region, Scope, Visit, Window};
 
 /// Threads of a warpgroup.
 pub const WARPGROUP: usize = 128;
@@ -453,12 +449,6 @@ fn operand_type(dtype: DType) -> Option<WgmmaTy> {
     }
 }
 
-/// True for a load of an element that no block changes.
-pub(super) fn loads_constant(func: &Func, kind: &OpKind) -> bool {
-    let OpKind::Load { buffer, .. } = kind else { return false };
-    func.params.iter().any(|p| matches!(p, Param::Tensor { buffer: b, access: Access::Read } if b == buffer))
-}
-
 pub(super) fn has_gemm(func: &Func, region: Region) -> bool {
     func.regions[region].ops.iter().any(|&op| matches!(func.ops[op].kind, OpKind::Gemm { .. }))
 }
@@ -582,42 +572,6 @@ impl Finder<'_> {
             _ => {}
         });
         only
-    }
-
-    /// Refuses a loop of which the warps that run ahead cannot tell whether and how often it runs.
-    pub(super) fn is_reached(&self) -> Result<(), Refusal> {
-        let func = self.func;
-        let OpKind::For { extents, .. } = &func.ops[self.loop_op].kind else { return Ok(()) };
-        let of_what = |v: Value| match func.values[v].def {
-            ValueDef::Op(op) => format!("by the {} at {}", func.ops[op].kind.name(), func.ops[op].span),
-            _ => "in the block".to_owned(),
-        };
-        let unknown = |values: &[Value]| values.iter().copied().find(|&v| !self.is_ahead(v)).map(of_what);
-        match (unknown(extents), unknown(&self.conditions())) {
-            (Some(how), _) => refuse(format!("its number of iterations is computed {how}, too late for copies ahead")),
-            (_, Some(how)) => refuse(format!("whether it runs is computed {how}, too late for copies ahead")),
-            (None, None) => Ok(()),
-        }
-    }
-
-    /// True if the warps that run ahead can compute the value: from scalars of the prelude, the body and the loop.
-    pub(super) fn is_ahead(&self, v: Value) -> bool {
-        let func = self.func;
-        let (mut seen, mut open) = (FastSet::default(), vec![v]);
-        while let Some(v) = open.pop() {
-            let ValueDef::Op(op) = func.values[v].def else { continue };
-            if op == self.loop_op || !seen.insert(v) {
-                continue;
-            }
-            let mut regions = self.path.iter().chain([&func.prelude, &self.region]);
-            let kind = &func.ops[op].kind;
-            let may_run = kind.effect() == Effect::Pure || loads_constant(func, kind);
-            if !may_run || !regions.any(|&r| func.regions[r].ops.contains(&op)) {
-                return false;
-            }
-            kind.for_each_use(&mut |u| open.push(u));
-        }
-        true
     }
 
     /// How often ops outside of the loop name a buffer.

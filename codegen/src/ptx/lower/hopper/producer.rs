@@ -3,7 +3,8 @@
 use super::super::index::{self, Idx};
 use super::super::value::Scalar;
 use super::super::{Lowerer, Result};
-use super::plan::{WARPGROUP, loads_constant};
+use super::ahead::loads_constant;
+use super::plan::WARPGROUP;
 use super::{Rings, Role};
 use crate::ptx::simt::{Addr, Bin, Builder, Cmp, Num, SimtOp, Special, Ty, Val, Vals};
 use zellige_ir::{EntityId, Op, OpKind, Region};
