@@ -366,8 +366,8 @@ impl Stream {
     /// is one on the device: what a kernel writes the next ones read. The tensors are in use until the result is dropped.
     ///
     /// # Errors
-    /// [`LaunchError::NoGraphs`] on devices that cannot; as [`bind`](Self::bind) for each launch; and if two tensors
-    /// overlap without being the same.
+    /// [`LaunchError::NoGraphs`] on devices that cannot; as [`bind`](Self::bind) for each launch; and on a GPU if two
+    /// tensors overlap without being the same.
     pub fn capture<'a>(&self, launches: &[(Recordable<'_>, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
         self.captured(launches, false)
     }

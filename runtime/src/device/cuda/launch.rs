@@ -63,6 +63,26 @@ impl Call {
     pub(super) fn enqueue(&mut self) -> Result<(), DriverError> {
         let kernel = &self.function.kernel;
         let mut pointers: Vec<*mut c_void> = self.params.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
+        if self.order == Order::Follows {
+            return self.enqueue_early(&mut pointers);
+        }
+        // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; whoever made the call
+        // keeps the tensors that the values name, and the launch was checked against the kernel's signature.
+        unsafe {
+            result::launch_kernel(
+                self.function.handle,
+                self.grid,
+                (kernel.threads, 1, 1),
+                kernel.shared_bytes,
+                self.shared.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+    }
+
+    /// Queues the kernel to begin when the one ahead of it lets it.
+    fn enqueue_early(&self, pointers: &mut [*mut c_void]) -> Result<(), DriverError> {
+        let kernel = &self.function.kernel;
         let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -80,24 +100,8 @@ impl Call {
             attrs: &mut early,
             numAttrs: 1,
         };
-        // SAFETY: one pointer for each parameter of the kernel, each to a value at least as wide; whoever made the call
-        // keeps the tensors that the values name, and the launch was checked against the kernel's signature.
-        unsafe {
-            match self.order {
-                Order::Follows => {
-                    let params = pointers.as_mut_ptr();
-                    sys::cuLaunchKernelEx(&config, self.function.handle, params, ptr::null_mut()).result()
-                }
-                Order::InTurn | Order::Leads => result::launch_kernel(
-                    self.function.handle,
-                    self.grid,
-                    (kernel.threads, 1, 1),
-                    kernel.shared_bytes,
-                    self.shared.stream.cu_stream(),
-                    &mut pointers,
-                ),
-            }
-        }
+        // SAFETY: as in `enqueue`; the configuration and its attribute outlive the call.
+        unsafe { sys::cuLaunchKernelEx(&config, self.function.handle, pointers.as_mut_ptr(), ptr::null_mut()).result() }
     }
 }
 
