@@ -11,6 +11,14 @@ use zellige_kernels::library::{Case, Problem, Scale, Value, find};
 use zellige_kernels::reference::metrics::{Tolerance, compare};
 use zellige_kernels::run::{launch, run, sizes};
 
+/// What a kernel makes of tensors on a device: m x n numbers.
+fn product_on(device: &Device, kernel: &dyn Kernel, tensors: &[&DynTensor], shape: [usize; 2]) -> Vec<f32> {
+    let c = DynTensor::zeros(DType::F32, &shape).unwrap();
+    let args: Vec<Arg<'_>> = tensors.iter().map(|t| Arg::Read(t)).chain([Arg::Write(&c)]).collect();
+    kernel.launch_args(&device.stream(), &args).expect("it runs");
+    c.to_f32_vec().unwrap()
+}
+
 /// The small problem of a kernel whose name begins so.
 fn case(kernel: &str, name: &str) -> Case {
     let kernel = find(kernel).expect("the library has the kernel");
@@ -289,12 +297,7 @@ fn tiles_that_the_work_alone_reads_are_given_back() {
     let [a, w] = [(); 2].map(|()| inputs.normal(DType::BF16, &[m, k], 1.0).unwrap());
     let b = inputs.normal(DType::BF16, &[n, k], 1.0).unwrap();
     let kernel = WithOddTiles::new();
-    let result = |device: Device| {
-        let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
-        let args = [Arg::Read(&a), Arg::Read(&b), Arg::Read(&w), Arg::Write(&c)];
-        kernel.launch_args(&device.stream(), &args).expect("it runs");
-        c.to_f32_vec().unwrap()
-    };
+    let result = |device: Device| product_on(&device, &kernel, &[&a, &b, &w], [m, n]);
     let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
     let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
     assert!(found.ptx.contains("wgmma.mma_async"), "{:?}", found.explain);
@@ -309,12 +312,7 @@ fn f32_operands_in_registers_are_rounded_there() {
     let a = inputs.normal(DType::F32, &[m, k], 1.0).unwrap();
     let b = inputs.normal(DType::F32, &[n, k], 1.0).unwrap();
     let kernel = ScaledRows::new();
-    let result = |device: Device| {
-        let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
-        let args = [Arg::Read(&a), Arg::Read(&b), Arg::Write(&c)];
-        kernel.launch_args(&device.stream(), &args).expect("it runs");
-        c.to_f32_vec().unwrap()
-    };
+    let result = |device: Device| product_on(&device, &kernel, &[&a, &b], [m, n]);
     let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
     let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
     assert!(found.ptx.contains("m64n64k8.f32.tf32.tf32"), "{:?}", found.explain);
@@ -370,12 +368,7 @@ fn loops_that_only_the_block_knows_of_have_no_copies_ahead() {
         [(false, "whether it runs is computed by the"), (true, "its number of iterations is computed")]
     {
         let kernel = WhereSumsSay::new(how_often);
-        let result = |device: Device| {
-            let c = DynTensor::zeros(DType::F32, &[m, n]).unwrap();
-            let args = [Arg::Read(&a), Arg::Read(&b), Arg::Read(&w), Arg::Write(&c)];
-            kernel.launch_args(&device.stream(), &args).expect("it runs");
-            c.to_f32_vec().unwrap()
-        };
+        let result = |device: Device| product_on(&device, &kernel, &[&a, &b, &w], [m, n]);
         let func = kernel.record(&Sizes::new().with("m", m).with("n", n).with("k", k)).expect("it records");
         let found = compile(&func, &PtxOptions::new(Arch::Sm90a)).expect("it compiles");
         assert!(found.explain.iter().any(|e| e.contains(says)), "{:?}", found.explain);
