@@ -99,7 +99,7 @@ fn recordable<'a, K: Kernel + ?Sized>(
 /// them use is one on the device: what a kernel writes the next ones read.
 ///
 /// # Errors
-/// If the device has no such thing (only GPUs have), and as [`Kernel::launch_args`] for each launch.
+/// If the device has no such thing (GPUs have, real and simulated), and as [`Kernel::launch_args`] for each launch.
 pub fn capture<'a>(stream: &Stream, calls: &[(&dyn Kernel, &'a [Arg<'a>])]) -> Result<BoundLaunch<'a>, LaunchError> {
     with_recordables(calls, |launches| stream.capture(launches))
 }
